@@ -1,0 +1,1 @@
+"""Command line, job entry points and benchmarks."""

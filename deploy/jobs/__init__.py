@@ -1,0 +1,1 @@
+"""Job entry points: every command as `python -m deploy.jobs.<name>`."""

@@ -1,0 +1,1 @@
+"""Versioned snapshots, MIPS indexes, shards, coordinator: the memory that a network reads."""

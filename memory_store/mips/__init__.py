@@ -1,0 +1,1 @@
+"""MIPS indexes behind one protocol and one registry."""

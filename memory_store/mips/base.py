@@ -1,0 +1,106 @@
+"""The protocol every MIPS index follows, the rows it is built over, and the registry of index names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Protocol
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.errors import UnknownIndex
+from memory_store.topk import PartialTopK
+
+# N rows in the shard, D dimension, B queries, K slots, C rows gathered
+
+__all__ = ["IndexSpec", "MipsIndex", "RegisteredIndex", "ShardVectors", "parse_index"]
+
+
+@dataclass(frozen=True, eq=False)
+class ShardVectors:
+    """The rows of one shard, as slices mapped from part files; nothing is copied until an index asks for it.
+
+    fact_ids_N: int64, unique, in row order (not sorted). chunks: arrays [n_i, D], float32 or float16, read-only, whose
+    concatenation is the N rows.
+    """
+
+    fact_ids_N: NDArray[np.int64]
+    chunks: Sequence[NDArray[np.float32] | NDArray[np.float16]]
+    dim: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.fact_ids_N)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Row number of each chunk's first row, and N at the end."""
+        return np.concatenate([[0], np.cumsum([len(chunk) for chunk in self.chunks])]).astype(np.int64)
+
+    def gather(self, rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Copy rows [C] out as float32 [C, D], in the order asked."""
+        out_CD = np.empty((len(rows_C), self.dim), dtype=np.float32)
+        chunk_C = np.searchsorted(self.starts, rows_C, side="right") - 1
+        for number in np.unique(chunk_C):
+            at = chunk_C == number
+            out_CD[at] = self.chunks[number][rows_C[at] - self.starts[number]]
+        return out_CD
+
+
+class MipsIndex(Protocol):
+    """Maximum inner product search over the rows of one shard."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the index holds beyond the mapped part files."""
+        ...
+
+    def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
+        """The k facts of largest inner product per query; C-contiguous float32 finite queries, k >= 1.
+
+        Scores are true inner products of the stored rows, computed in float64 (exact products of float32 values).
+        Pads with -1 / -inf when the shard holds fewer than k rows. Thread-safe.
+        """
+        ...
+
+
+IndexBuilder = Callable[[ShardVectors, Mapping[str, str], int], MipsIndex]
+"""(vectors, options, intra-op threads) -> a built index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredIndex:
+    """One line of `hmn indexes`."""
+
+    name: str
+    summary: str
+    exact: bool
+    options: Mapping[str, str] = field(default_factory=dict)  # option -> what it means
+    build: IndexBuilder
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """A parsed index name: `ivf?nlist=1024&nprobe=8` is IndexSpec("ivf", {"nlist": "1024", "nprobe": "8"})."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_index(text: str, known: Mapping[str, RegisteredIndex]) -> IndexSpec:
+    """Parse `name?option=value&...`; an unknown name or option raises UnknownIndex with the nearest known one."""
+    name, _, query = text.partition("?")
+    if name not in known:
+        raise UnknownIndex(f"unknown index {name!r}; {_nearest(name, known)}; `hmn indexes` lists them all")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for option in options:
+        if option not in known[name].options:
+            raise UnknownIndex(f"index {name!r} has no option {option!r}; {_nearest(option, known[name].options)}")
+    return IndexSpec(name, options)
+
+
+def _nearest(word: str, known: Mapping[str, object]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"

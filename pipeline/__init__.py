@@ -1,0 +1,1 @@
+"""Raw facts and questions into checked, deduplicated, embedded facts in Arrow files."""

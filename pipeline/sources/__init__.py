@@ -1,0 +1,1 @@
+"""Readers of raw triples and questions."""

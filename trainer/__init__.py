@@ -1,0 +1,1 @@
+"""Encoders, K-MIPS attention, loss, training loop, checkpoints, evaluation."""
