@@ -1,0 +1,192 @@
+"""Fan-out to the shards, deadlines, the failure policy carried out, and the merge; the shards are passed in."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from memory_store.errors import ShardUnavailable, UnknownFact
+from memory_store.policy import Decision, Failure, Partial, ShardPolicy, ShardReport
+from memory_store.shard import FoundFacts, FoundVectors, ShardStats
+from memory_store.topk import PartialTopK, TopK, merge
+
+# B queries, K slots, D dimension, C fact ids asked for
+
+__all__ = ["Call", "CallFailed", "Coordinator", "Served", "ShardHandle"]
+
+
+class CallFailed(Exception):
+    """A call got no answer because of the shard's process or the clock, not because of the question."""
+
+    def __init__(self, failure: Failure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
+
+
+class Call(Protocol):
+    """A call under way."""
+
+    def result(self, timeout_s: float) -> Any:
+        """The shard's answer; raises CallFailed when the shard gave none, and the shard's own error as it is."""
+        ...
+
+
+class ShardHandle(Protocol):
+    """The coordinator's end of one shard; a local object, an actor, or a double in a test."""
+
+    def start(self, method: str, *args: Any) -> Call:
+        """Begin a call without waiting for it."""
+        ...
+
+    def replace(self) -> None:
+        """Start another shard in place of one that will not come back; does not wait until it is ready."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The generation that answers: what a call needs to know of it. Replaced as a whole, so no answer mixes two."""
+
+    generation: int
+    dim: int
+    fact_count: int
+    rows_by_shard: tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class Coordinator:
+    """Asks every shard, merges what they say, and treats failures as `policy` decides.
+
+    sleep and clock are passed in so that tests step through failures without waiting.
+    """
+
+    shards: Sequence[ShardHandle]
+    policy: ShardPolicy = field(default_factory=ShardPolicy)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    failures_seen: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.failures_seen = [0] * len(self.shards)
+
+    def search(
+        self, served: Served, queries_BD: NDArray[np.float32], k: int, *, deadline_s: float, partial: Partial
+    ) -> TopK:
+        """The merged top k of all shards; ShardUnavailable when a shard did not answer and may not be left out."""
+        answers: list[PartialTopK | None] = self._ask_all(
+            "search", (served.generation, queries_BD, k), deadline_s=deadline_s, partial=partial
+        )
+        found = [answer for answer in answers if answer is not None]
+        if not found:
+            raise ShardUnavailable(
+                f"expected an answer from at least one of {len(self.shards)} shards within {deadline_s:g} s, found none; "
+                "retry, or raise the deadline"
+            )
+        searched = sum(rows for rows, answer in zip(served.rows_by_shard, answers, strict=True) if answer is not None)
+        merged = merge(found, k)
+        with np.errstate(over="ignore"):  # a product beyond float32 is reported as infinity; its rank was decided before
+            scores_BK = merged.scores_BK.astype(np.float32)
+        return TopK(
+            fact_ids_BK=merged.fact_ids_BK,
+            scores_BK=scores_BK,
+            generation=served.generation,
+            coverage=searched / served.fact_count if served.fact_count else 1.0,
+        )
+
+    def fetch(
+        self, served: Served, fact_ids_C: NDArray[np.int64], columns: Sequence[str] | None, *, deadline_s: float
+    ) -> pa.Table:
+        """Fact rows in the order asked; UnknownFact when no shard holds an id."""
+        found: list[FoundFacts] = self._ask_all("fetch", (served.generation, fact_ids_C, columns), deadline_s=deadline_s)
+        order_C = _order([answer.positions_F for answer in found], fact_ids_C, served.generation)
+        return pa.concat_tables([answer.table for answer in found]).take(pa.array(order_C)).combine_chunks()
+
+    def vectors(self, served: Served, fact_ids_C: NDArray[np.int64], *, deadline_s: float) -> NDArray[np.float32]:
+        """Stored vectors, float32 [C, D], in the order asked; UnknownFact when no shard holds an id."""
+        found: list[FoundVectors] = self._ask_all("vectors", (served.generation, fact_ids_C), deadline_s=deadline_s)
+        order_C = _order([answer.positions_F for answer in found], fact_ids_C, served.generation)
+        stacked_CD: NDArray[np.float32] = np.concatenate([answer.vectors_FD for answer in found])
+        return stacked_CD[order_C]
+
+    def load(self, generation: int, *, deadline_s: float) -> tuple[int, ...]:
+        """Have every shard load a generation beside the one it serves; returns the rows of each."""
+        return tuple(self._ask_all("load", (generation,), deadline_s=deadline_s))
+
+    def release(self, keep_generation: int, *, deadline_s: float) -> None:
+        """Have every shard let other generations go."""
+        self._ask_all("release", (keep_generation,), deadline_s=deadline_s)
+
+    def stats(self, served: Served, *, deadline_s: float) -> tuple[ShardStats, ...]:
+        return tuple(self._ask_all("stats", (served.generation,), deadline_s=deadline_s))
+
+    def _ask_all(
+        self, method: str, args: tuple[Any, ...], *, deadline_s: float, partial: Partial = Partial.REFUSE
+    ) -> list[Any]:
+        """One answer per shard, None where the policy left a shard out."""
+        deadline = self.clock() + deadline_s
+        calls = [self._start(shard, method, args) for shard in self.shards]
+        return [self._settle(number, call, method, args, deadline, partial) for number, call in enumerate(calls)]
+
+    def _start(self, shard: ShardHandle, method: str, args: tuple[Any, ...]) -> "Call":
+        try:
+            return shard.start(method, *args)
+        except CallFailed as failed:  # a dead actor may refuse the call itself; it counts when the answer is awaited
+            return _NotStarted(failed)
+
+    def _settle(
+        self, number: int, call: Call, method: str, args: tuple[Any, ...], deadline: float, partial: Partial
+    ) -> Any:
+        failures = 0
+        while True:
+            try:
+                return call.result(max(0.0, deadline - self.clock()))
+            except CallFailed as failed:
+                failures += 1
+                self.failures_seen[number] += failed.failure is not Failure.TIMED_OUT
+                report = ShardReport(
+                    shard=number,
+                    failures=failures,
+                    failure=failed.failure,
+                    remaining_s=max(0.0, deadline - self.clock()),
+                )
+                decision = self.policy.decide(report, partial)
+                if decision is Decision.FAIL:
+                    raise ShardUnavailable(
+                        f"shard {number} of {len(self.shards)} did not answer `{method}` after {failures} failure(s), the "
+                        f"last: {failed.failure.value} ({failed}); retry, raise the deadline, or allow partial answers"
+                    ) from failed
+                if decision in (Decision.REPLACE, Decision.SKIP_AND_REPLACE):
+                    self.shards[number].replace()
+                if decision in (Decision.SKIP, Decision.SKIP_AND_REPLACE):
+                    return None
+                self.sleep(self.policy.pause_before_retry_s(report))
+                call = self._start(self.shards[number], method, args)
+
+
+@dataclass(frozen=True)
+class _NotStarted:
+    failed: CallFailed
+
+    def result(self, timeout_s: float) -> Any:
+        raise self.failed
+
+
+def _order(
+    positions_by_shard: Sequence[NDArray[np.int64]], fact_ids_C: NDArray[np.int64], generation: int
+) -> NDArray[np.int64]:
+    """Where each of the C ids asked for lies in the shards' answers laid end to end."""
+    positions = np.concatenate(list(positions_by_shard))
+    order_C = np.full(len(fact_ids_C), -1, dtype=np.int64)
+    order_C[positions] = np.arange(len(positions))
+    unknown = fact_ids_C[order_C < 0]
+    if len(unknown):
+        named = ", ".join(str(fact_id) for fact_id in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise UnknownFact(
+            f"expected ids of facts in generation {generation}, found {len(unknown)} that it does not hold: {named}; "
+            "refresh, or open the generation that the ids came from"
+        )
+    return order_C

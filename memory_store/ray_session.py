@@ -1,0 +1,41 @@
+"""[ray] Joins the Ray cluster that the environment names, or starts a small local one; quietly, once per process."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import ray
+
+__all__ = ["ensure_ray"]
+
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20  # arrays between actors are small; the memory itself is mapped from files
+
+
+def ensure_ray(num_cpus: int | None = None) -> None:
+    """Make Ray usable in this process; does nothing where it already is.
+
+    With RAY_ADDRESS set (as under `ray job submit`) the process joins that cluster and `num_cpus` is ignored.
+    Otherwise a local Ray without dashboard starts and ends with this process.
+    """
+    if ray.is_initialized():
+        return
+    # Without this Ray warns, in every process, of a change to come in how it treats hidden accelerators.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
+        return
+    ray.init(
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        _temp_dir=_short_temp_dir(),
+    )
+
+
+def _short_temp_dir() -> str | None:
+    """Ray puts sockets below its temporary directory, and a socket's path may have 107 bytes only."""
+    root = Path(tempfile.gettempdir())
+    return None if len(str(root)) <= 20 else "/tmp/ray"
