@@ -1,0 +1,236 @@
+"""Text to features: one normalisation, then hashes of words, word bigrams and character 3-5-grams. Pure numpy."""
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+# T texts, C characters of all texts together, W words of all texts together, V features of all texts together
+
+__all__ = ["FEATURES_VERSION", "Ragged", "normalise", "relation_features", "text_features", "words"]
+
+FEATURES_VERSION = "words+bigrams+char345/1"
+"""Changes whenever the same text would give other hashes; memories and checkpoints record it and refuse a mismatch."""
+
+_END = "\0"  # stands before and after every text in the joined string
+_SPACE = 32
+_CHARACTER_GRAMS = (3, 4, 5)
+_TEXTS_AT_ONCE = 4096  # the arrays of so many names stay in the processor's cache: twice as fast as all at once
+
+# Letters whose accent is a stroke or a ligature: Unicode does not decompose them, people type the plain letter.
+_PLAIN_LETTERS = str.maketrans(
+    {"ø": "o", "đ": "d", "ð": "d", "ł": "l", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th", "ƒ": "f"}
+)
+# Marks that are decoration: Latin, Greek and Cyrillic accents, Hebrew points, Arabic vowels. Indic vowel signs are not.
+_MARKS = dict.fromkeys([*range(0x0300, 0x0370), *range(0x0591, 0x05C8), *range(0x064B, 0x0653)])
+
+# Odd 64-bit constants from splitmix64 and xxhash: one salt for each kind of feature keeps the kinds apart.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_SALT_WORD = np.uint64(0xC2B2AE3D27D4EB4F)
+_SALT_BIGRAM = np.uint64(0x165667B19E3779F9)
+_SALT_GRAM = np.uint64(0x27D4EB2F165667C5)
+_SALT_RELATION = np.uint64(0xD6E8FEB86659FD93)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ragged:
+    """Lists of different lengths in two arrays: list t is values[offsets[t]:offsets[t + 1]].
+
+    offsets: int64 [T + 1], from 0, not decreasing. values: uint32 [offsets[T]].
+    """
+
+    offsets: NDArray[np.int64]
+    values: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.uint32]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"list {index} of {len(self)} lists")
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Spaced:
+    """All texts as code points: one space before every word and one after the last word of every text."""
+
+    codes_C: NDArray[np.uint32]
+    text_C: NDArray[np.int64]
+    num_texts: int
+
+
+def normalise(text: str) -> str:
+    """The one text normalisation: case and accents folded, everything but letters and digits made a space.
+
+    An apostrophe is a space too, so that "Obama's", "obama 's" and "obama s" are the same words. A text without any
+    letter or digit (a band called "!!!") keeps its symbols as one word.
+    """
+    return _as_text(_spaced([text]).codes_C).strip()
+
+
+def words(texts: Sequence[str]) -> list[list[str]]:
+    """The normalised words of each text."""
+    spaced = _spaced(texts)
+    bounds = np.searchsorted(spaced.text_C, np.arange(spaced.num_texts + 1))
+    joined = _as_text(spaced.codes_C)
+    return [joined[start:stop].split() for start, stop in pairwise(bounds)]
+
+
+def text_features(texts: Sequence[str]) -> Ragged:
+    """Hashes of the words, pairs of neighbouring words and character 3-, 4- and 5-grams of each text.
+
+    Values are raw 32-bit hashes, unique and sorted within a text (encoders reduce them modulo their table size).
+    Character grams see one space around each word, so that they know where words begin, end and meet.
+    A text with no visible character has no features.
+    """
+    if len(texts) <= _TEXTS_AT_ONCE:
+        return _features_at_once(texts)
+    pieces = [_features_at_once(texts[at : at + _TEXTS_AT_ONCE]) for at in range(0, len(texts), _TEXTS_AT_ONCE)]
+    lengths_T = np.concatenate([np.diff(piece.offsets) for piece in pieces])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_T)])
+    return Ragged(offsets=offsets, values=np.concatenate([piece.values for piece in pieces]))
+
+
+def relation_features(relations: Sequence[str]) -> Ragged:
+    """Hashes of the words of each relation path and of the relation as a whole.
+
+    "people/person/place_of_birth" gives people, person, place, of, birth and one feature of its own. Words hash as they
+    do in `text_features`; the relation as a whole hashes as nothing else does.
+    """
+    spaced = _spaced(relations)
+    word_W, text_W = _word_hashes(spaced)
+    whole = _whole_hashes(relations)
+    owner_T = np.arange(len(relations), dtype=np.int64)
+    return _ragged(
+        np.concatenate([_mix(word_W ^ _SALT_WORD), _mix(whole ^ _SALT_RELATION)]),
+        np.concatenate([text_W, owner_T]),
+        len(relations),
+    )
+
+
+def _features_at_once(texts: Sequence[str]) -> Ragged:
+    spaced = _spaced(texts)
+    word_W, text_W = _word_hashes(spaced)
+    same_text = text_W[1:] == text_W[:-1]
+    hashes = [_mix(word_W ^ _SALT_WORD), _mix(word_W[:-1] * _MULTIPLIER + word_W[1:] + _SALT_BIGRAM)[same_text]]
+    owners = [text_W, text_W[1:][same_text]]
+    for length in _CHARACTER_GRAMS:
+        if len(spaced.codes_C) < length:
+            break
+        windows = np.lib.stride_tricks.sliding_window_view(spaced.codes_C, length)
+        inside = spaced.text_C[: len(windows)] == spaced.text_C[length - 1 :]
+        gram = np.full(len(windows), _SALT_GRAM + np.uint64(length), dtype=np.uint64)
+        for place in range(length):
+            gram = gram * _MULTIPLIER + windows[:, place]
+        hashes.append(_mix(gram[inside]))
+        owners.append(spaced.text_C[: len(windows)][inside])
+    return _ragged(np.concatenate(hashes), np.concatenate(owners), len(texts))
+
+
+def _spaced(texts: Sequence[str]) -> _Spaced:
+    """Normalise all texts in one string: a few passes over characters instead of a few calls per text."""
+    joined = (_END + _END).join(texts)
+    if joined.count(_END) != 2 * max(len(texts) - 1, 0):
+        joined = (_END + _END).join(text.replace(_END, " ") for text in texts)
+    joined = _END + joined + _END if len(texts) else ""
+    if joined.isascii():
+        joined = joined.lower()
+    else:
+        joined = unicodedata.normalize("NFKD", joined).casefold().translate(_MARKS)
+        joined = unicodedata.normalize("NFC", joined.translate(_PLAIN_LETTERS))
+    codes_C = _as_codes(joined)
+    is_end_C = codes_C == 0
+    text_C = (np.cumsum(is_end_C) - 1) // 2
+    is_word_C = _is_word(codes_C)
+    has_word_T = np.bincount(text_C[is_word_C], minlength=len(texts)) > 0
+    if len(texts) and not has_word_T.all():
+        # Nothing but symbols: they are the only name the thing has.
+        is_word_C |= ~has_word_T[text_C] & ~is_end_C & ~_is_blank(codes_C)
+        has_word_T = np.bincount(text_C[is_word_C], minlength=len(texts)) > 0
+    keep_C = is_word_C.copy()
+    keep_C[:-1] |= is_word_C[1:]  # the one separator right before a word
+    closes_C = is_end_C & (np.cumsum(is_end_C) % 2 == 0)
+    keep_C |= closes_C & has_word_T[text_C] if len(texts) else closes_C
+    codes_C = np.where(is_word_C, codes_C, np.uint32(_SPACE))[keep_C]
+    return _Spaced(codes_C=codes_C, text_C=text_C[keep_C], num_texts=len(texts))
+
+
+def _word_hashes(spaced: _Spaced) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """A 64-bit hash of every word (the same wherever it stands), and the text each word belongs to."""
+    is_space_C = spaced.codes_C == _SPACE
+    starts_W = np.flatnonzero(is_space_C[:-1] & ~is_space_C[1:]) + 1
+    if len(starts_W) == 0:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    at_C = np.arange(len(spaced.codes_C), dtype=np.int64)
+    word_of_C = np.cumsum(np.bincount(starts_W, minlength=len(at_C))) - 1
+    place_C = np.where(is_space_C, 0, at_C - starts_W[np.maximum(word_of_C, 0)])
+    powers = np.cumprod(np.full(int(place_C.max()) + 1, _MULTIPLIER, dtype=np.uint64), dtype=np.uint64)
+    terms_C = _mix64(spaced.codes_C.astype(np.uint64)) * powers[place_C]
+    terms_C[is_space_C] = 0
+    return np.add.reduceat(terms_C, starts_W), spaced.text_C[starts_W]
+
+
+def _whole_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each text exactly as it is written."""
+    codes_C = _as_codes("".join(texts))
+    lengths_T = np.fromiter((len(text) for text in texts), dtype=np.int64, count=len(texts))
+    starts_T = np.cumsum(lengths_T) - lengths_T
+    place_C = np.arange(len(codes_C), dtype=np.int64) - np.repeat(starts_T, lengths_T)
+    powers = np.cumprod(np.full(int(lengths_T.max(initial=0)) + 1, _MULTIPLIER, dtype=np.uint64), dtype=np.uint64)
+    terms_C = _mix64(codes_C.astype(np.uint64)) * powers[place_C]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms_C, dtype=np.uint64)])
+    return cast(NDArray[np.uint64], sums[starts_T + lengths_T] - sums[starts_T])
+
+
+def _ragged(hash_V: NDArray[np.uint32], text_V: NDArray[np.int64], num_texts: int) -> Ragged:
+    """Group hashes by text, sorted and unique within each text."""
+    keys_V = (text_V.astype(np.uint64) << np.uint64(32)) | hash_V
+    keys_V.sort()
+    if len(keys_V):
+        keys_V = keys_V[np.concatenate([[True], keys_V[1:] != keys_V[:-1]])]
+    bounds_T = np.arange(num_texts + 1, dtype=np.uint64) << np.uint64(32)
+    offsets = np.searchsorted(keys_V, bounds_T).astype(np.int64)
+    return Ragged(offsets=offsets, values=keys_V.astype(np.uint32))  # the cast keeps the low 32 bits
+
+
+def _mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: every input bit moves every output bit. Wraps modulo 2**64."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    return (_mix64(value) >> np.uint64(32)).astype(np.uint32)
+
+
+def _as_codes(text: str) -> NDArray[np.uint32]:
+    # surrogatepass: a lone surrogate from a broken file is one odd character, not a crash.
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _as_text(codes_C: NDArray[np.uint32]) -> str:
+    return codes_C.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
+def _is_word(codes_C: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Letters, digits and the combining signs that are part of a letter (Unicode categories L, N, M)."""
+    return _by_code_point(codes_C, lambda char: unicodedata.category(char)[0] in "LNM")
+
+
+def _is_blank(codes_C: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    return _by_code_point(codes_C, lambda char: unicodedata.category(char)[0] in "ZC" or char.isspace())
+
+
+def _by_code_point(codes_C: NDArray[np.uint32], test: Callable[[str], bool]) -> NDArray[np.bool_]:
+    """Ask `test` once per distinct code point; texts use a few hundred of them."""
+    present = np.flatnonzero(np.bincount(codes_C, minlength=1))
+    table = np.zeros(int(codes_C.max(initial=0)) + 1, dtype=np.bool_)
+    for code in present.tolist():
+        table[code] = test(chr(code))
+    return cast(NDArray[np.bool_], table[codes_C])
