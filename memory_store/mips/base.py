@@ -10,12 +10,12 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.errors import UnknownIndex
+from memory_store.errors import DimensionMismatch, InvalidVectors, UnknownIndex
 from memory_store.topk import PartialTopK
 
 # N rows in the shard, D dimension, B queries, K slots, C rows gathered
 
-__all__ = ["IndexSpec", "MipsIndex", "RegisteredIndex", "ShardVectors", "parse_index"]
+__all__ = ["IndexSpec", "MipsIndex", "RegisteredIndex", "ShardVectors", "check_queries", "parse_index"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,22 @@ class MipsIndex(Protocol):
         Pads with -1 / -inf when the shard holds fewer than k rows. Thread-safe.
         """
         ...
+
+
+def check_queries(queries_BD: NDArray[np.float32], dim: int, k: int) -> NDArray[np.float32]:
+    """The queries as C-contiguous float32 [B, dim]; refuses another shape, NaN, infinity and k < 1."""
+    if queries_BD.ndim != 2 or queries_BD.shape[1] != dim:
+        raise DimensionMismatch(f"expected queries of shape [batch, {dim}], found {list(queries_BD.shape)}")
+    if k < 1:
+        raise ValueError(f"expected k >= 1, found {k}")
+    # Values beyond float32 become infinite here and are refused with the others, so the cast itself need not warn.
+    with np.errstate(over="ignore", invalid="ignore"):
+        checked_BD = np.ascontiguousarray(queries_BD, dtype=np.float32)
+    finite_B = np.isfinite(checked_BD).all(axis=1)
+    if not finite_B.all():
+        first = int(np.flatnonzero(~finite_B)[0])
+        raise InvalidVectors(f"query {first} holds NaN or infinity (as float32); every value must be finite")
+    return checked_BD
 
 
 IndexBuilder = Callable[[ShardVectors, Mapping[str, str], int], MipsIndex]
