@@ -1,1 +1,27 @@
 """Versioned snapshots, MIPS indexes, shards, coordinator: the memory that a network reads."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memory_store.memory import Memory, MemoryStats, open_memory, stop_memory
+    from memory_store.topk import TopK
+    from memory_store.writer import MemoryWriter
+
+__all__ = ["Memory", "MemoryStats", "MemoryWriter", "TopK", "open_memory", "stop_memory"]
+
+_HOME = {
+    "Memory": "memory_store.memory",
+    "MemoryStats": "memory_store.memory",
+    "MemoryWriter": "memory_store.writer",
+    "TopK": "memory_store.topk",
+    "open_memory": "memory_store.memory",
+    "stop_memory": "memory_store.memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and pyarrow load when a name is used, so that `hmn --help` answers at once
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

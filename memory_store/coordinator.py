@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,10 +68,12 @@ class Coordinator:
     policy: ShardPolicy = field(default_factory=ShardPolicy)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    failures_seen: list[int] = field(init=False)
+    incarnations: list[set[str]] = field(init=False)  # per shard, every process that was seen to serve it
+    recoveries: list[int] = field(init=False)  # per shard, how often it answered again after its process had died
 
     def __post_init__(self) -> None:
-        self.failures_seen = [0] * len(self.shards)
+        self.incarnations = [set() for _ in self.shards]
+        self.recoveries = [0] * len(self.shards)
 
     def search(
         self, served: Served, queries_BD: NDArray[np.float32], k: int, *, deadline_s: float, partial: Partial
@@ -83,12 +85,14 @@ class Coordinator:
         found = [answer for answer in answers if answer is not None]
         if not found:
             raise ShardUnavailable(
-                f"expected an answer from at least one of {len(self.shards)} shards within {deadline_s:g} s, found none; "
-                "retry, or raise the deadline"
+                f"expected an answer from at least one of {len(self.shards)} shards within {deadline_s:g} s, found "
+                "none; retry, or raise the deadline"
             )
         searched = sum(rows for rows, answer in zip(served.rows_by_shard, answers, strict=True) if answer is not None)
         merged = merge(found, k)
-        with np.errstate(over="ignore"):  # a product beyond float32 is reported as infinity; its rank was decided before
+        with np.errstate(
+            over="ignore"
+        ):  # a product beyond float32 reads as infinity; its rank is already decided
             scores_BK = merged.scores_BK.astype(np.float32)
         return TopK(
             fact_ids_BK=merged.fact_ids_BK,
@@ -101,7 +105,9 @@ class Coordinator:
         self, served: Served, fact_ids_C: NDArray[np.int64], columns: Sequence[str] | None, *, deadline_s: float
     ) -> pa.Table:
         """Fact rows in the order asked; UnknownFact when no shard holds an id."""
-        found: list[FoundFacts] = self._ask_all("fetch", (served.generation, fact_ids_C, columns), deadline_s=deadline_s)
+        found: list[FoundFacts] = self._ask_all(
+            "fetch", (served.generation, fact_ids_C, columns), deadline_s=deadline_s
+        )
         order_C = _order([answer.positions_F for answer in found], fact_ids_C, served.generation)
         return pa.concat_tables([answer.table for answer in found]).take(pa.array(order_C)).combine_chunks()
 
@@ -121,7 +127,14 @@ class Coordinator:
         self._ask_all("release", (keep_generation,), deadline_s=deadline_s)
 
     def stats(self, served: Served, *, deadline_s: float) -> tuple[ShardStats, ...]:
-        return tuple(self._ask_all("stats", (served.generation,), deadline_s=deadline_s))
+        """One line per shard; `restarts` counts those noticed by a failed call or by a change of process."""
+        lines: list[ShardStats] = self._ask_all("stats", (served.generation,), deadline_s=deadline_s)
+        for number, line in enumerate(lines):
+            self.incarnations[number].add(line.incarnation)
+        return tuple(
+            replace(line, restarts=max(len(self.incarnations[number]) - 1, self.recoveries[number]))
+            for number, line in enumerate(lines)
+        )
 
     def _ask_all(
         self, method: str, args: tuple[Any, ...], *, deadline_s: float, partial: Partial = Partial.REFUSE
@@ -143,10 +156,11 @@ class Coordinator:
         failures = 0
         while True:
             try:
-                return call.result(max(0.0, deadline - self.clock()))
+                answer = call.result(max(0.0, deadline - self.clock()))
+                self.recoveries[number] += failures > 0
+                return answer
             except CallFailed as failed:
                 failures += 1
-                self.failures_seen[number] += failed.failure is not Failure.TIMED_OUT
                 report = ShardReport(
                     shard=number,
                     failures=failures,
@@ -156,8 +170,9 @@ class Coordinator:
                 decision = self.policy.decide(report, partial)
                 if decision is Decision.FAIL:
                     raise ShardUnavailable(
-                        f"shard {number} of {len(self.shards)} did not answer `{method}` after {failures} failure(s), the "
-                        f"last: {failed.failure.value} ({failed}); retry, raise the deadline, or allow partial answers"
+                        f"shard {number} of {len(self.shards)} did not answer `{method}` after {failures} failure(s), "
+                        f"the last: {failed.failure.value} ({failed}); retry, raise the deadline, or allow partial "
+                        "answers"
                     ) from failed
                 if decision in (Decision.REPLACE, Decision.SKIP_AND_REPLACE):
                     self.shards[number].replace()

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import tempfile
-from pathlib import Path
 
 import ray
 
@@ -26,16 +24,10 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
         return
     ray.init(
+        address="local",  # never a cluster that somebody else left running on this machine
         num_cpus=num_cpus,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        _temp_dir=_short_temp_dir(),
     )
-
-
-def _short_temp_dir() -> str | None:
-    """Ray puts sockets below its temporary directory, and a socket's path may have 107 bytes only."""
-    root = Path(tempfile.gettempdir())
-    return None if len(str(root)) <= 20 else "/tmp/ray"

@@ -1,0 +1,193 @@
+"""[ray] Thin actor shells over shard.py, and the coordinator's handles to them: the ray backend of a memory."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    GetTimeoutError,
+    RayActorError,
+    RayTaskError,
+)
+
+from memory_store.coordinator import Call, CallFailed
+from memory_store.errors import HmnError, ShardUnavailable, VersionMismatch
+from memory_store.policy import Failure
+from memory_store.ray_session import ensure_ray
+from memory_store.shard import FoundFacts, FoundVectors, Shard, ShardConfig, ShardStats
+from memory_store.topk import PartialTopK
+
+__all__ = ["RayShardHandle", "ShardActor", "code_version", "start_shards", "stop_named"]
+
+NAMESPACE = "hmn"
+START_DEADLINE_S = 120.0
+
+
+def code_version() -> str:
+    """The version of this code that a named memory is stamped with."""
+    try:
+        return version("hmn")
+    except PackageNotFoundError:  # run from a working directory that was shipped to the cluster, not installed
+        return "uninstalled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stamp:
+    """What a process that finds a named shard must agree with."""
+
+    config: ShardConfig
+    code_version: str
+
+
+@ray.remote(concurrency_groups={"search": 1, "rows": 1, "load": 1, "health": 1})
+class ShardActor:
+    """One shard in a process of its own. Each kind of call has its own thread, so a health check is answered during a
+    search, and a search while the next generation is loaded."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        torch.set_num_threads(config.threads)  # Ray sets OMP_NUM_THREADS to 1; the shard's own setting counts
+        self._shard = Shard(config)
+
+    @ray.method(concurrency_group="health")
+    def stamp(self) -> _Stamp:
+        return _Stamp(config=self._shard.config, code_version=code_version())
+
+    @ray.method(concurrency_group="load")
+    def load(self, generation: int) -> int:
+        return self._shard.load(generation)
+
+    @ray.method(concurrency_group="load")
+    def release(self, keep_generation: int) -> None:
+        self._shard.release(keep_generation)
+
+    @ray.method(concurrency_group="search")
+    def search(self, generation: int, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
+        return self._shard.search(generation, queries_BD, k)
+
+    @ray.method(concurrency_group="rows")
+    def fetch(self, generation: int, fact_ids_C: NDArray[np.int64], columns: Sequence[str] | None) -> FoundFacts:
+        return self._shard.fetch(generation, fact_ids_C, columns)
+
+    @ray.method(concurrency_group="rows")
+    def vectors(self, generation: int, fact_ids_C: NDArray[np.int64]) -> FoundVectors:
+        return self._shard.vectors(generation, fact_ids_C)
+
+    @ray.method(concurrency_group="health")
+    def stats(self, generation: int) -> ShardStats:
+        return self._shard.stats(generation)
+
+
+class _RayCall:
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def result(self, timeout_s: float) -> Any:
+        try:
+            return ray.get(self._reference, timeout=timeout_s)
+        except GetTimeoutError as late:
+            raise CallFailed(Failure.TIMED_OUT, f"no reply within {timeout_s:.3g} s") from late
+        except RayTaskError as raised:
+            if isinstance(raised.cause, HmnError):
+                raise raised.cause from None
+            raise
+        except RayActorError as died:
+            raise _call_failed(died) from died
+
+
+def _call_failed(error: RayActorError) -> CallFailed:
+    gone = isinstance(error, ActorDiedError | ActorUnschedulableError)
+    restarting = isinstance(error, ActorUnavailableError)
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CallFailed(Failure.GONE if gone and not restarting else Failure.RESTARTING, first_line)
+
+
+class RayShardHandle:
+    """The coordinator's end of one shard actor."""
+
+    def __init__(self, config: ShardConfig, name: str | None, cpus: float) -> None:
+        self._config = config
+        self._name = None if name is None else f"hmn:{name}:{config.shard}-of-{config.num_shards}"
+        self._cpus = cpus
+        self._actor = self._create()
+
+    def start(self, method: str, *args: Any) -> Call:
+        try:
+            return _RayCall(getattr(self._actor, method).remote(*args))
+        except RayActorError as died:
+            raise _call_failed(died) from died
+
+    def replace(self) -> None:
+        self._actor = self._create()
+
+    def stop(self) -> None:
+        ray.kill(self._actor, no_restart=True)
+
+    def _create(self) -> Any:
+        # Restarts are Ray's, retries are the coordinator's: its policy knows the deadline, Ray does not.
+        options: dict[str, Any] = {
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "num_cpus": self._cpus,
+            "scheduling_strategy": "SPREAD",
+        }
+        if self._name is not None:
+            options |= {"name": self._name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+        return ShardActor.options(**options).remote(self._config)  # type: ignore[attr-defined]  # added by ray.remote
+
+
+def start_shards(configs: Sequence[ShardConfig], *, name: str | None, cpus: float) -> list[RayShardHandle]:
+    """Start one actor per config, or find those that another process started under the same name.
+
+    Raises VersionMismatch when a named shard runs other code or options, ShardUnavailable when the cluster cannot
+    place a shard: Ray itself would wait for ever and say nothing.
+    """
+    ensure_ray()
+    handles = [RayShardHandle(config, name, cpus) for config in configs]
+    deadline = time.monotonic() + START_DEADLINE_S
+    for handle, config in zip(handles, configs, strict=True):
+        _await_stamp(handle, config, name, deadline)
+    return handles
+
+
+def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, deadline: float) -> None:
+    while True:
+        try:
+            found: _Stamp = handle.start("stamp").result(max(0.0, deadline - time.monotonic()))
+            break
+        except CallFailed as failed:
+            if failed.failure is Failure.RESTARTING and time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            raise ShardUnavailable(
+                f"shard {config.shard} of {config.num_shards} did not start within {START_DEADLINE_S:g} s: {failed}; "
+                "check the cluster's free CPUs with `ray status`, or ask for fewer shards"
+            ) from failed
+    expected = _Stamp(config=config, code_version=code_version())
+    if found != expected:
+        raise VersionMismatch(
+            f"memory {name!r} is already running with {found.config} and code version {found.code_version}, expected "
+            f"{expected.config} and {expected.code_version}; open it with the same options, under another name, or "
+            "stop it first with memory_store.stop_memory"
+        )
+
+
+def stop_named(name: str) -> int:
+    """Stop the shards of a named memory, whoever started it; returns how many there were."""
+    ensure_ray()
+    mine = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"hmn:{name}:")
+    ]
+    for actor_name in mine:
+        ray.kill(ray.get_actor(actor_name, namespace=NAMESPACE), no_restart=True)
+    return len(mine)
