@@ -95,4 +95,4 @@ def test_the_lock_pins_every_dependency_to_a_version_that_pyproject_allows() -> 
     for requirement in map(Requirement, wanted):
         pinned = pins.get(requirement.name.lower())
         assert pinned is not None, f"{requirement.name} is not in requirements.lock; run make lock"
-        assert pinned in requirement.specifier, f"requirements.lock has {requirement.name} {pinned}, wanted {requirement}"
+        assert pinned in requirement.specifier, f"requirements.lock has {pinned}, wanted {requirement}"

@@ -1,0 +1,40 @@
+"""The command line `hmn`: one group, one module per command under deploy/jobs/."""
+
+import click
+
+from deploy import entry
+from deploy.jobs import doctor
+from deploy.options import examples
+
+__all__ = ["hmn", "main"]
+
+
+@click.group(
+    epilog=examples(
+        "hmn demo                                          the whole thing in a few minutes",
+        "hmn ingest builtin:geonames --memory memories/geonames",
+        "hmn train deploy/configs/geonames.toml",
+        'hmn ask "What is the capital of Peru?" --run runs/geonames',
+    ),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="hmn", prog_name="hmn")
+def hmn() -> None:
+    """Hierarchical memory networks on Ray: answer questions from a large memory of facts.
+
+    Exit status: 0 done; 1 the work failed, with one line that says what to do; 2 wrong usage. HMN_DEBUG=1 shows
+    tracebacks and logs.
+    """
+
+
+for _job in (doctor,):
+    hmn.add_command(_job.command)
+
+
+def main() -> None:
+    """The entry point that the distribution installs."""
+    entry.main(hmn)
+
+
+if __name__ == "__main__":
+    main()

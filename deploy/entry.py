@@ -1,0 +1,116 @@
+"""Runs a command and turns every way it can end into an exit status and at most one line."""
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import click
+
+from deploy.console import Console, to_json
+from memory_store.errors import HmnError
+
+__all__ = ["main", "run"]
+
+DONE, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 130, 141
+DEBUG_HINT = "run again with HMN_DEBUG=1 to see where"
+
+
+def main(command: click.Command) -> NoReturn:
+    """The `main` of `hmn` and of every `python -m deploy.jobs.<name>`."""
+    sys.exit(run(command))
+
+
+def run(command: click.Command, args: Sequence[str] | None = None) -> int:
+    """Run a command with `args` (default: the process's) and return its exit status.
+
+    0: done; 1: the work failed; 2: wrong usage or a setting that cannot be; 130: interrupted.
+    """
+    debug = os.environ.get("HMN_DEBUG", "") not in ("", "0")
+    with _quiet_libraries(debug), Console() as console:
+        try:
+            # --help shows the way it was really called, `hmn` or `python -m deploy.jobs.train`
+            status = command.main(args, standalone_mode=False, obj=console)
+            sys.stdout.flush()
+            return status if isinstance(status, int) else DONE
+        except click.Abort:
+            return INTERRUPTED
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except BrokenPipeError:
+            _forget_stdout()
+            return PIPE_CLOSED
+        except Exception as error:  # the last handler: whatever it was, the user gets one line
+            if debug:
+                raise
+            console.close_bars()
+            return _report(console, error)
+
+
+def _report(console: Console, error: Exception) -> int:
+    ours = _first_of_ours(error)
+    if ours is not None:
+        message, status = str(ours), ours.exit_status
+    elif isinstance(error, OSError):
+        place = f": {error.filename}" if error.filename else ""
+        message, status = f"{error.strerror or error}{place}", FAILED
+        if error.errno == errno.ENOSPC:
+            message += "; free some space and run the same command again"
+    else:
+        said = " ".join(str(error).split()) or "no message"
+        message, status = f"unexpected {type(error).__name__}: {said[:300]}; {DEBUG_HINT}", FAILED
+    message = " ".join(message.split())
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    try:
+        if console.json:
+            shown = ours or error
+            console.result(to_json({"error": {"type": type(shown).__name__, "message": message}}), lambda: None)
+        sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
+    return status
+
+
+def _first_of_ours(error: BaseException) -> HmnError | None:
+    """The HmnError that a library (Ray wraps what workers raise) carries as its cause, or the error itself."""
+    seen: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if not isinstance(current, BaseException) or current in seen:
+            continue
+        seen.append(current)
+        inner = getattr(current, "cause", None)
+        # Ray's error for a worker's exception is also an instance of our class, but its text is a remote traceback.
+        if isinstance(current, HmnError) and not isinstance(inner, BaseException):
+            return current
+        waiting += [inner, current.__cause__, current.__context__]
+    return None
+
+
+def _forget_stdout() -> None:
+    """Whatever is still buffered has nowhere to go; without this Python complains once more at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _quiet_libraries(debug: bool) -> Iterator[None]:
+    """Warnings and logs of libraries are for developers: shown with HMN_DEBUG=1, where ours say what a user must do."""
+    stdout = sys.stdout
+    with warnings.catch_warnings():
+        if not debug and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        logging.basicConfig(
+            level=logging.INFO if debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
+        )
+        try:
+            yield
+        finally:
+            sys.stdout = stdout  # --json lent it away (deploy/options.py)
