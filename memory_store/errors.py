@@ -1,6 +1,7 @@
 """Every error a user can meet, one base class. Each message says what was expected, what was found, what to do."""
 
 __all__ = [
+    "CommitUnknown",
     "ConfigError",
     "CorruptFile",
     "DimensionMismatch",
@@ -69,6 +70,10 @@ class CorruptFile(HmnError):
 
 class StorageFailed(HmnError, OSError):
     """The storage refused: disk full, permission denied, unreachable."""
+
+
+class CommitUnknown(StorageFailed):
+    """The storage failed while a generation was being published: it may be there or not, and its parts are kept."""
 
 
 class NoVectors(HmnError):

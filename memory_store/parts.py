@@ -1,0 +1,247 @@
+"""Part files: Arrow IPC, written atomically with their checksum, verified and mapped without copying."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from memory_store.errors import CorruptFile, NoVectors
+from memory_store.manifest_format import Manifest, Part
+from memory_store.storage import Storage
+from memory_store.vectors import DTYPES, StoredVectors
+
+# N rows, D dimension
+
+__all__ = [
+    "FACTS_SCHEMA",
+    "fact_ids_of",
+    "open_part",
+    "scan_facts",
+    "scan_vectors",
+    "vectors_of",
+    "vectors_schema",
+    "vectors_table",
+    "write_part",
+]
+
+FACTS_SCHEMA = pa.schema(
+    [
+        pa.field("fact_id", pa.int64(), nullable=False),
+        pa.field("subject_id", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("aliases", pa.list_(pa.string())),
+        pa.field("relation", pa.string()),
+        pa.field("object_ids", pa.list_(pa.string())),
+        pa.field("objects", pa.list_(pa.string())),
+        pa.field(
+            "features",
+            pa.struct(
+                [
+                    pa.field(
+                        "subject", pa.list_(pa.list_(pa.uint32()))
+                    ),  # one list per name: the subject, then aliases
+                    pa.field("relation", pa.list_(pa.uint32())),
+                ]
+            ),
+        ),
+    ]
+)
+
+_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
+_ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+_DTYPE_NAMES = {pa.float32(): "float32", pa.float16(): "float16"}
+_RESTORE = "restore the file from a copy, or build the memory again"
+
+
+def vectors_schema(dim: int, dtype: str) -> pa.Schema:
+    """fact_id int64, vector fixed_size_list<dtype, dim>; no nulls in either."""
+    return pa.schema(
+        [
+            pa.field("fact_id", pa.int64(), nullable=False),
+            pa.field("vector", pa.list_(pa.field("item", _ARROW_TYPES[dtype], nullable=False), dim), nullable=False),
+        ]
+    )
+
+
+def vectors_table(fact_ids_N: NDArray[np.int64], vectors_ND: StoredVectors) -> pa.Table:
+    """A table of vectors_schema around the arrays; nothing is copied when they are C-contiguous."""
+    schema = vectors_schema(vectors_ND.shape[1], str(vectors_ND.dtype))
+    values = pa.array(vectors_ND.reshape(-1))
+    vector = pa.FixedSizeListArray.from_arrays(values, type=schema.field("vector").type)
+    return pa.Table.from_arrays([pa.array(fact_ids_N, type=pa.int64()), vector], schema=schema)
+
+
+def write_part(storage: Storage, path: str, table: pa.Table) -> Part:
+    """Write a table of at least one row as one record batch, atomically, and return its manifest entry.
+
+    path: facts/<name>.arrow (the table is cast to FACTS_SCHEMA) or vectors/<name>.arrow (a table of vectors_schema).
+    The vector column starts at a multiple of 64 bytes, so that its mapping does too.
+    """
+    assert table.num_rows, "a part holds at least one row"
+    table = table.replace_schema_metadata(None).combine_chunks()
+    if path.startswith("facts/"):
+        table = table.cast(FACTS_SCHEMA)
+    schema = _aligned_schema(table)
+    batches = table.cast(schema).to_batches()
+    sink_bytes = 0
+    digest = xxhash.xxh3_128()
+
+    def fill(file: BinaryIO) -> None:
+        nonlocal sink_bytes
+        sink = _HashingSink(file, digest.update)
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        sink_bytes = sink.written_bytes
+
+    storage.write_atomic(path, fill)
+    return Part(path=path, rows=table.num_rows, bytes=sink_bytes, checksum=f"xxh3-128:{digest.hexdigest()}")
+
+
+def open_part(storage: Storage, part: Part, schema: pa.Schema | None = None) -> pa.Table:
+    """Verify a part's size and checksum over its mapping, and return it as a table that maps the file.
+
+    schema: what the part must hold; FACTS_SCHEMA or any vectors_schema, by its folder, when None. A part that is
+    missing, truncated, altered, or of another format raises CorruptFile.
+    """
+    try:
+        return _open_verified(storage, part, schema)
+    except CorruptFile:
+        storage.forget(part.path)  # a cached copy may be the broken one; on a local disk this changes nothing
+        return _open_verified(storage, part, schema)
+
+
+def vectors_of(table: pa.Table) -> StoredVectors:
+    """The vectors [N, D] of an opened part, float32 or float16, read-only; a view of the mapping, not a copy.
+
+    Parts of several record batches, which we do not write, are copied together.
+    """
+    chunks = [chunk for chunk in table.column("vector").chunks if len(chunk)]
+    dim = table.schema.field("vector").type.list_size
+    views = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, dim) for chunk in chunks]
+    if len(views) == 1:
+        return views[0]  # type: ignore[no-any-return]
+    dtype = DTYPES[_DTYPE_NAMES[table.schema.field("vector").type.value_type]]
+    joined = np.concatenate(views) if views else np.empty((0, dim), dtype=dtype)
+    joined.flags.writeable = False
+    return joined
+
+
+def fact_ids_of(table: pa.Table) -> NDArray[np.int64]:
+    """The fact ids [N] of an opened part, int64, read-only; a view when the part has one record batch."""
+    return table.column("fact_id").combine_chunks().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def scan_facts(storage: Storage, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Every facts part in order, verified and mapped; columns None means all."""
+    for part in manifest.facts:
+        table = open_part(storage, part, FACTS_SCHEMA)
+        yield table if columns is None else table.select(list(columns))
+
+
+def scan_vectors(storage: Storage, manifest: Manifest) -> Iterator[pa.Table]:
+    """Every vectors part in order, verified and mapped; NoVectors if the facts are not embedded."""
+    if manifest.dtype is None:
+        raise NoVectors(
+            f"generation {manifest.generation} of {storage.shown} has no vectors yet; run `hmn embed --memory URL`"
+        )
+    schema = vectors_schema(manifest.dim, manifest.dtype)
+    for part in manifest.vectors:
+        yield open_part(storage, part, schema)
+
+
+class _HashingSink:
+    """A file that hashes and counts what passes through."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, update: Callable[[memoryview], None]) -> None:
+        self._file = file
+        self._update = update
+        self.written_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data)
+        self._update(view)
+        self._file.write(view)
+        self.written_bytes += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _aligned_schema(table: pa.Table) -> pa.Schema:
+    """The schema with as much padding in its metadata as puts the vectors on a cache line.
+
+    Arrow aligns buffers in a file to 8 bytes only; the file's header is the one place that may grow.
+    """
+    if "vector" not in table.schema.names:
+        return table.schema
+    fact_id_bytes = table.schema.field("fact_id").type.bit_width // 8
+    for pad in range(0, 2 * _ALIGNMENT_BYTES, 4):
+        schema = table.schema.with_metadata({"pad": "." * pad})
+        with pa.BufferOutputStream() as sink:
+            with pa.ipc.new_file(sink, schema) as writer:
+                writer.write_table(table.slice(0, 1).cast(schema))
+            file = sink.getvalue()
+        one_row = pa.ipc.open_file(file).read_all().column("vector").chunk(0)
+        offset_of_one = one_row.values.buffers()[1].address - file.address
+        if (offset_of_one + fact_id_bytes * (table.num_rows - 1)) % _ALIGNMENT_BYTES == 0:
+            return schema
+    raise AssertionError("every multiple of 8 bytes was tried")
+
+
+def _open_verified(storage: Storage, part: Part, schema: pa.Schema | None) -> pa.Table:
+    where = storage.where(part.path)
+    try:
+        found_bytes = storage.size(part.path)
+        if found_bytes != part.bytes:
+            raise CorruptFile(f"{where}: expected {part.bytes:,} bytes, found {found_bytes:,}; {_RESTORE}")
+        mapped = storage.open_input(part.path).read_buffer()
+    except FileNotFoundError:
+        raise CorruptFile(f"{where}: expected {part.bytes:,} bytes, found no file; {_RESTORE}") from None
+    digest = f"xxh3-128:{xxhash.xxh3_128_hexdigest(mapped)}"
+    if digest != part.checksum:
+        raise CorruptFile(f"{where}: expected checksum {part.checksum}, found {digest}; {_RESTORE}")
+    try:
+        table = pa.ipc.open_file(mapped).read_all()
+        table.validate()
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptFile(f"{where}: expected an Arrow IPC file, found {_first_line(error)}; {_RESTORE}") from None
+    _check_schema(where, part, table, schema)
+    return table
+
+
+def _check_schema(where: str, part: Part, table: pa.Table, schema: pa.Schema | None) -> None:
+    if schema is None:
+        schema = FACTS_SCHEMA if part.path.startswith("facts/") else _any_vectors_schema(table.schema)
+    if not table.schema.equals(schema):
+        raise CorruptFile(
+            f"{where}: expected the columns {_columns(schema)}, found {_columns(table.schema)}; {_RESTORE}"
+        )
+    if table.num_rows != part.rows:
+        raise CorruptFile(f"{where}: expected {part.rows:,} rows, found {table.num_rows:,}; {_RESTORE}")
+    for name in ("fact_id", "vector"):
+        if name in table.schema.names and table.column(name).null_count:
+            raise CorruptFile(
+                f"{where}: expected no nulls in {name}, found {table.column(name).null_count}; {_RESTORE}"
+            )
+
+
+def _any_vectors_schema(found: pa.Schema) -> pa.Schema:
+    kind = found.field("vector").type if "vector" in found.names else None
+    if kind is not None and pa.types.is_fixed_size_list(kind) and kind.value_type in _DTYPE_NAMES:
+        return vectors_schema(kind.list_size, _DTYPE_NAMES[kind.value_type])
+    return vectors_schema(1, "float32")
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema) or "none"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
