@@ -48,10 +48,10 @@ class _Stamp:
     code_version: str
 
 
-@ray.remote(concurrency_groups={"search": 1, "rows": 1, "load": 1, "health": 1})
+# Each kind of call has its own thread: a health check is answered during a search, a search during a load.
+@ray.remote(concurrency_groups={"search": 1, "rows": 1, "load": 1, "health": 1})  # type: ignore[call-overload]  # untyped
 class ShardActor:
-    """One shard in a process of its own. Each kind of call has its own thread, so a health check is answered during a
-    search, and a search while the next generation is loaded."""
+    """One shard in a process of its own."""
 
     def __init__(self, config: ShardConfig) -> None:
         torch.set_num_threads(config.threads)  # Ray sets OMP_NUM_THREADS to 1; the shard's own setting counts

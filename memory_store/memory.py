@@ -125,6 +125,12 @@ class Memory:
                 "vectors; run `hmn embed` or open an older generation"
             )
         queries_BD = _checked_queries(queries, served.dim)
+        if len(queries_BD) == 0:
+            return TopK(
+                fact_ids_BK=np.empty((0, k), dtype=np.int64),
+                scores_BK=np.empty((0, k), dtype=np.float32),
+                generation=served.generation,
+            )
         return self._coordinator.search(
             served,
             queries_BD,

@@ -1,0 +1,211 @@
+"""One suite for every backend: the in-process memory and the memory on Ray keep the same contract."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from memory_store import Memory, MemoryWriter, open_memory
+from memory_store.errors import (
+    ConfigError,
+    DimensionMismatch,
+    GenerationNotFound,
+    InvalidVectors,
+    MemoryNotFound,
+    UnknownFact,
+    UnknownIndex,
+)
+from memory_store.mips.oracle import exhaustive_search
+
+DIM = 16
+ROWS = 500
+
+
+def facts(ids: np.ndarray) -> pa.Table:
+    return pa.table({"fact_id": ids, "subject": [f"thing {i}" for i in ids], "relation": ["is"] * len(ids)})
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray, np.ndarray]:
+    """(url, ids [N], vectors [N, D]) of a memory of three parts with duplicated and zero rows and ids in no order."""
+    rng = np.random.default_rng(7)
+    ids_N = rng.choice(10**15, ROWS, replace=False).astype(np.int64)
+    vectors_ND = rng.standard_normal((ROWS, DIM)).astype(np.float32)
+    vectors_ND[100:150] = vectors_ND[0]
+    vectors_ND[150:160] = 0.0
+    url = str(tmp_path_factory.mktemp("memory") / "kb")
+    for start, stop in ((0, 200), (200, 207), (207, ROWS)):
+        with MemoryWriter(url, dim=DIM) as writer:
+            writer.append(facts(ids_N[start:stop]), vectors_ND[start:stop])
+    return url, ids_N, vectors_ND
+
+
+Opener = Callable[..., Memory]
+
+
+@pytest.fixture(params=["local", "ray"])
+def opener(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    with ExitStack() as stack:
+        yield lambda url, **options: stack.enter_context(open_memory(url, backend=request.param, **options))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+def test_search_equals_brute_force(opener: Opener, stored, shards: int) -> None:
+    url, ids_N, vectors_ND = stored
+    queries_BD = np.concatenate([vectors_ND[:20], np.zeros((1, DIM), np.float32)])
+    with opener(url, shards=shards) as memory:
+        for k in (1, 10, 100, ROWS + 5):
+            answer = memory.search(queries_BD, k)
+            expected = exhaustive_search(ids_N, vectors_ND, queries_BD, k)
+            np.testing.assert_array_equal(answer.fact_ids_BK, expected.fact_ids_BK)
+            np.testing.assert_array_equal(answer.scores_BK, expected.scores_BK.astype(np.float32))
+            assert (answer.generation, answer.coverage) == (3, 1.0)
+        assert (answer.fact_ids_BK[:, ROWS:] == -1).all()
+        assert np.isneginf(answer.scores_BK[:, ROWS:]).all()
+
+
+def test_a_memory_smaller_than_its_shards_still_answers(opener: Opener, tmp_path: Path) -> None:
+    with MemoryWriter(str(tmp_path), dim=2) as writer:
+        writer.append(facts(np.array([5])), np.array([[3.0, 4.0]], dtype=np.float32))
+    with opener(str(tmp_path), shards=3) as memory:
+        answer = memory.search([[1.0, 1.0]], k=2)
+        assert answer.fact_ids_BK.tolist() == [[5, -1]]
+        assert answer.scores_BK.tolist() == [[7.0, -np.inf]]
+
+
+def test_fetch_and_vectors_keep_the_order_asked(opener: Opener, stored) -> None:
+    url, ids_N, vectors_ND = stored
+    rows = [499, 0, 250, 0, 203]
+    with opener(url, shards=3) as memory:
+        table = memory.fetch(ids_N[rows], columns=["subject", "fact_id"])
+        assert table.column_names == ["subject", "fact_id"]
+        assert table["fact_id"].to_pylist() == ids_N[rows].tolist()
+        assert table["subject"].to_pylist() == [f"thing {i}" for i in ids_N[rows]]
+        np.testing.assert_array_equal(memory.vectors(ids_N[rows]), vectors_ND[rows])
+        assert len(memory.fetch([])) == 0
+        assert memory.vectors(np.array([], dtype=np.int64)).shape == (0, DIM)
+
+
+def test_an_empty_batch_gets_an_empty_answer(opener: Opener, stored) -> None:
+    with opener(stored[0], shards=2) as memory:
+        assert memory.search(np.zeros((0, DIM)), k=4).fact_ids_BK.shape == (0, 4)
+
+
+def test_unknown_ids_and_columns_are_refused_by_name(opener: Opener, stored) -> None:
+    url, ids_N, _ = stored
+    with opener(url, shards=2) as memory:
+        missing = int(ids_N.max()) + 1
+        with pytest.raises(UnknownFact, match=f"generation 3, found 1 that it does not hold: {missing}"):
+            memory.fetch([int(ids_N[0]), missing])
+        with pytest.raises(UnknownFact, match=str(missing)):
+            memory.vectors([missing])
+        with pytest.raises(ConfigError, match="'colour'"):
+            memory.fetch(ids_N[:1], columns=["colour"])
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "error", "says"),
+    [
+        (np.zeros((1, DIM + 1)), 1, DimensionMismatch, f"dimension {DIM}, found {DIM + 1}"),
+        (np.zeros(DIM), 1, InvalidVectors, r"\[16\]"),
+        (np.full((2, DIM), [[0.0], [np.nan]]), 1, InvalidVectors, "query 1"),
+        (np.full((1, DIM), 1e300), 1, InvalidVectors, "query 0"),
+        (np.array([["x"] * DIM]), 1, InvalidVectors, "floats"),
+        (np.zeros((1, DIM)), 0, ConfigError, "k >= 1, found 0"),
+    ],
+)
+def test_bad_queries_are_refused(opener: Opener, stored, queries, k, error, says) -> None:
+    with opener(stored[0]) as memory, pytest.raises(error, match=says):
+        memory.search(queries, k)
+
+
+def test_an_older_generation_can_be_opened_and_an_unknown_one_is_refused(opener: Opener, stored) -> None:
+    url, ids_N, _ = stored
+    with opener(url, generation=1, shards=2) as memory:
+        assert (memory.generation, len(memory)) == (1, 200)
+        assert set(memory.search(np.zeros((1, DIM)), k=300).fact_ids_BK[0]) == {-1, *ids_N[:200].tolist()}
+    with pytest.raises(GenerationNotFound, match="99"):
+        opener(url, generation=99)
+
+
+def test_refresh_switches_to_what_was_committed_meanwhile(opener: Opener, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    with MemoryWriter(url, dim=2) as writer:
+        writer.append(facts(np.array([1])), np.array([[1.0, 0.0]], dtype=np.float32))
+    with opener(url, shards=2) as memory:
+        with MemoryWriter(url, dim=2) as writer:
+            writer.append(facts(np.array([2])), np.array([[2.0, 0.0]], dtype=np.float32))
+        before = memory.search([[1.0, 0.0]], k=2)
+        assert (before.fact_ids_BK.tolist(), before.generation) == ([[1, -1]], 1)
+        assert memory.newest_generation() == 2
+        assert memory.refresh() == 2
+        after = memory.search([[1.0, 0.0]], k=2)
+        assert (after.fact_ids_BK.tolist(), after.generation) == ([[2, 1]], 2)
+        memory.release_others()
+        assert memory.refresh(generation=1) == 1, "an older generation is loaded again when it is asked for"
+        assert memory.search([[1.0, 0.0]], k=2).fact_ids_BK.tolist() == [[1, -1]]
+
+
+def test_stats_name_every_shard(opener: Opener, stored) -> None:
+    with opener(stored[0], shards=3) as memory:
+        stats = memory.stats()
+    assert [line.shard for line in stats.shards] == [0, 1, 2]
+    assert sum(line.rows for line in stats.shards) == stats.facts == ROWS
+    assert {line.generation for line in stats.shards} == {stats.generation} == {3}
+    assert all(line.bytes >= line.rows * DIM * 4 and line.restarts == 0 for line in stats.shards)
+    assert stats.recall == 1.0
+
+
+def test_a_closed_memory_says_so_and_closes_twice(opener: Opener, stored) -> None:
+    memory = opener(stored[0])
+    memory.close()
+    memory.close()
+    with pytest.raises(ConfigError, match="is closed; open it again"):
+        memory.search(np.zeros((1, DIM)))
+    assert "closed" in repr(memory)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"shards": 0}, ConfigError, "shards >= 1, found 0"),
+        ({"index": "exct"}, UnknownIndex, "did you mean 'exact'"),
+        ({"partial": "maybe"}, ConfigError, "'maybe'"),
+        ({"threads": 0}, ConfigError, "threads >= 1"),
+        ({"deadline_s": 0}, ConfigError, "deadline_s > 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(opener: Opener, stored, options, error, says) -> None:
+    with pytest.raises(error, match=says):
+        opener(stored[0], **options)
+
+
+def test_a_url_without_a_memory_is_refused(opener: Opener, tmp_path: Path) -> None:
+    with pytest.raises(MemoryNotFound, match="nothing-here"):
+        opener(str(tmp_path / "nothing-here"))
+
+
+def test_threads_may_search_while_the_memory_refreshes(opener: Opener, tmp_path: Path) -> None:
+    """Every answer is wholly of one generation: each generation's only score is its own number."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    url, generations = str(tmp_path), 6
+    for number in range(1, generations + 1):
+        with MemoryWriter(url, dim=1) as writer:
+            writer.append(facts(np.arange(number * 10, number * 10 + 4)), np.full((4, 1), number, dtype=np.float32))
+    with opener(url, shards=2, generation=1) as memory, ThreadPoolExecutor(3) as pool:
+
+        def searches(_: int) -> list[tuple[int, list[float]]]:
+            answers = [memory.search([[1.0]], k=4) for _ in range(25)]
+            return [(answer.generation, answer.scores_BK[0].tolist()) for answer in answers]
+
+        running = [pool.submit(searches, worker) for worker in range(3)]
+        for number in range(2, generations + 1):
+            memory.refresh(number)
+        seen = [answer for future in running for answer in future.result()]
+    assert all(scores == [float(generation)] * 4 for generation, scores in seen)

@@ -1,0 +1,106 @@
+"""kill -9 of shard actors: the memory waits, answers in full, or says what it left out."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from memory_store import Memory, MemoryWriter, open_memory, stop_memory
+from memory_store.errors import ShardUnavailable, VersionMismatch
+
+DIM, ROWS = 8, 2000
+
+
+@pytest.fixture
+def url(tmp_path: Path, rng: np.random.Generator) -> str:
+    with MemoryWriter(str(tmp_path / "kb"), dim=DIM) as writer:
+        writer.append(
+            pa.table({"fact_id": np.arange(ROWS), "subject": [str(i) for i in range(ROWS)]}),
+            rng.standard_normal((ROWS, DIM)).astype(np.float32),
+        )
+    return str(tmp_path / "kb")
+
+
+def kill(memory: Memory, shard: int) -> int:
+    """kill -9 the process of one shard; returns its pid."""
+    pid = memory.stats().shards[shard].pid
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_shard_comes_back_and_no_answer_is_wrong_or_lost(url: str, rng: np.random.Generator) -> None:
+    queries_BD = rng.standard_normal((5, DIM))
+    with open_memory(url) as undisturbed:
+        expected = undisturbed.search(queries_BD, 10)
+    with open_memory(url, shards=2, backend="ray") as memory:
+        for shard in (0, 1, 0):
+            pid = kill(memory, shard)
+            answer = memory.search(queries_BD, 10)
+            np.testing.assert_array_equal(answer.fact_ids_BK, expected.fact_ids_BK)
+            np.testing.assert_array_equal(answer.scores_BK, expected.scores_BK)
+            assert answer.coverage == 1.0
+            assert memory.fetch([0, ROWS - 1])["subject"].to_pylist() == ["0", str(ROWS - 1)]
+            assert memory.stats().shards[shard].pid != pid
+        assert [line.restarts for line in memory.stats().shards] == [2, 1]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_shard_may_be_left_out_and_coverage_says_so(url: str) -> None:
+    with open_memory(url, shards=2, backend="ray", partial="allow") as memory:
+        kill(memory, 1)
+        answer = memory.search(np.ones((1, DIM)), ROWS)
+        while answer.coverage == 1.0:  # the search was faster than the signal
+            answer = memory.search(np.ones((1, DIM)), ROWS)
+        assert answer.coverage == 0.5
+        assert (answer.fact_ids_BK >= 0).sum() == ROWS / 2
+        deadline = time.monotonic() + 60
+        while memory.search(np.ones((1, DIM)), 1).coverage < 1.0:
+            assert time.monotonic() < deadline, "the shard did not come back"
+            time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shard_whose_parts_are_gone_says_so_instead_of_answering(url: str) -> None:
+    with open_memory(url, shards=2, backend="ray") as memory:
+        for part in (Path(url) / "vectors").iterdir():
+            part.write_bytes(part.read_bytes()[:-1])
+        kill(memory, 0)
+        with pytest.raises(Exception, match=r"truncated|expected .* bytes"):
+            memory.search(np.ones((1, DIM)))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shard_stopped_for_good_is_replaced(url: str) -> None:
+    import ray
+
+    with open_memory(url, shards=2, backend="ray") as memory:
+        ray.kill(memory._coordinator.shards[1]._actor, no_restart=True)
+        assert (memory.search(np.ones((1, DIM)), ROWS).fact_ids_BK >= 0).sum() == ROWS
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_named_memory_is_shared_and_refuses_other_options(url: str) -> None:
+    try:
+        with open_memory(url, shards=2, backend="ray", name="shared") as first:
+            with open_memory(url, shards=2, backend="ray", name="shared") as second:
+                pids = [line.pid for line in first.stats().shards]
+                assert [line.pid for line in second.stats().shards] == pids
+            assert first.search(np.ones((1, DIM))).coverage == 1.0, "closing one user's end leaves the others served"
+            with pytest.raises(VersionMismatch, match="already running with"):
+                open_memory(url, shards=2, backend="ray", name="shared", threads=2)
+        with open_memory(url, shards=2, backend="ray", name="shared") as third:
+            assert [line.pid for line in third.stats().shards] == pids, "the shards outlive their first user"
+    finally:
+        assert stop_memory("shared") == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_that_cannot_place_a_shard_says_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_store.actors.START_DEADLINE_S", 2.0)
+    with pytest.raises(ShardUnavailable, match="did not start within 2 s"):
+        open_memory(url, shards=1, backend="ray", shard_cpus=500)
