@@ -1,11 +1,10 @@
-"""[ray] `hmn bench exactness`: the exact index against float64 brute force, over every kind of vectors and every shape."""
+"""[ray] `hmn bench exactness`: the exact index against float64 brute force, every kind of vectors and every shape."""
 
 import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -73,7 +72,8 @@ def _huge(rng: np.random.Generator, n: int, dim: int) -> Vectors:
 
 
 def _heavy_tailed(rng: np.random.Generator, n: int, dim: int) -> Vectors:
-    return _random(rng, n, dim) * rng.pareto(1.0, (n, 1)).astype(np.float32).clip(max=1e6)
+    norms_N1: Vectors = rng.pareto(1.0, (n, 1)).clip(max=1e6).astype(np.float32)
+    return _random(rng, n, dim) * norms_N1
 
 
 KINDS: dict[str, Callable[[np.random.Generator, int, int], Vectors]] = {
@@ -105,15 +105,16 @@ def run_exactness_bench(
         ensure_ray(2)
     cases = list(itertools.product(kinds, sizes, dims))
     shard_numbers = itertools.cycle(SHARDS)
-    checked = []
+    checked: list[Checked] = []
     for number, (kind, facts, dim) in enumerate(cases):
         rng = np.random.default_rng([seed, number])
         with tempfile.TemporaryDirectory(prefix="hmn-exactness-") as folder:
             ids_N = rng.permutation(facts * 3)[:facts].astype(np.int64)
             vectors_ND = KINDS[kind](rng, facts, dim)
             _write(folder, ids_N, vectors_ND)
-            for backend in backends:
-                checked.append(_check(folder, kind, ids_N, vectors_ND, next(shard_numbers), backend, rng))
+            checked.extend(
+                _check(folder, kind, ids_N, vectors_ND, next(shard_numbers), backend, rng) for backend in backends
+            )
         progress("exactness", number + 1, len(cases), unit="memories", note=f"{kind} N={facts} D={dim}")
     return checked
 

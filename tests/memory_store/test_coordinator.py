@@ -118,7 +118,7 @@ def test_every_retry_asks_for_the_generation_of_the_first_attempt() -> None:
 
 
 def test_a_shard_that_never_comes_back_fails_the_call_at_the_deadline_with_its_name() -> None:
-    over = coordinator({}, {call: Failure.RESTARTING for call in range(1, 1000)})
+    over = coordinator({}, dict.fromkeys(range(1, 1000), Failure.RESTARTING))
     with pytest.raises(ShardUnavailable, match=r"shard 1 of 2 did not answer `search` .* raise the deadline"):
         search(over)
     assert over.clock.now_s == pytest.approx(5.0)
@@ -144,7 +144,7 @@ def test_a_shard_that_is_gone_is_replaced(partial: Partial) -> None:
 
 
 def test_a_shard_that_dies_whenever_it_is_replaced_fails_the_call() -> None:
-    over = coordinator({call: Failure.GONE for call in range(1, 100)}, {})
+    over = coordinator(dict.fromkeys(range(1, 100), Failure.GONE), {})
     with pytest.raises(ShardUnavailable, match="shard 0 of 2"):
         search(over)
     assert over.shards[0].replaced == ShardPolicy().most_replacements
