@@ -94,10 +94,10 @@ class Memory:
 
     def __repr__(self) -> str:
         if self._closed:
-            return f"Memory({self.url!r}, closed)"
+            return f"Memory({self._storage.shown!r}, closed)"
         _, served = self._now()
         return (
-            f"Memory({self.url!r}, generation={served.generation}, facts={served.fact_count:,}, dim={served.dim}, "
+            f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, dim={served.dim}, "
             f"shards={len(served.rows_by_shard)}, index={self._index!r}, backend={self._backend.name!r})"
         )
 
@@ -121,7 +121,7 @@ class Memory:
             raise ConfigError(f"expected k >= 1, found {k}")
         if not manifest.vectors:
             raise NoVectors(
-                f"expected embedded facts, found generation {served.generation} of {self.url} with facts but no "
+                f"expected embedded facts, found generation {served.generation} of {self._storage.shown} with facts but no "
                 "vectors; run `hmn embed` or open an older generation"
             )
         queries_BD = _checked_queries(queries, served.dim)
@@ -191,7 +191,7 @@ class Memory:
         manifest, served = self._now()
         shards = self._coordinator.stats(served, deadline_s=self._deadline_s)
         return MemoryStats(
-            url=self.url,
+            url=self._storage.shown,
             generation=served.generation,
             dim=served.dim,
             facts=served.fact_count,
@@ -216,7 +216,7 @@ class Memory:
 
     def _now(self) -> tuple[Manifest, Served]:
         if self._closed or self._served is None:
-            raise ConfigError(f"the memory at {self.url} is closed; open it again with open_memory")
+            raise ConfigError(f"the memory at {self._storage.shown} is closed; open it again with open_memory")
         return self._served
 
 

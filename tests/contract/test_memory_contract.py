@@ -46,12 +46,24 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray, n
 Opener = Callable[..., Memory]
 
 
-@pytest.fixture(params=["local", "ray"])
-def opener(request: pytest.FixtureRequest) -> Iterator[Opener]:
+@pytest.fixture(scope="module", params=["local", "ray"])
+def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
+    return request.param
+
+
+@pytest.fixture
+def opener(backend: str) -> Iterator[Opener]:
     with ExitStack() as stack:
-        yield lambda url, **options: stack.enter_context(open_memory(url, backend=request.param, **options))
+        yield lambda url, **options: stack.enter_context(open_memory(url, backend=backend, **options))
+
+
+@pytest.fixture(scope="module")
+def served(backend: str, stored) -> Iterator[Memory]:
+    """The stored memory on three shards, for tests that only read: starting actors takes longer than reading."""
+    with open_memory(stored[0], backend=backend, shards=3) as memory:
+        yield memory
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
@@ -78,34 +90,31 @@ def test_a_memory_smaller_than_its_shards_still_answers(opener: Opener, tmp_path
         assert answer.scores_BK.tolist() == [[7.0, -np.inf]]
 
 
-def test_fetch_and_vectors_keep_the_order_asked(opener: Opener, stored) -> None:
-    url, ids_N, vectors_ND = stored
+def test_fetch_and_vectors_keep_the_order_asked(served: Memory, stored) -> None:
+    _, ids_N, vectors_ND = stored
     rows = [499, 0, 250, 0, 203]
-    with opener(url, shards=3) as memory:
-        table = memory.fetch(ids_N[rows], columns=["subject", "fact_id"])
-        assert table.column_names == ["subject", "fact_id"]
-        assert table["fact_id"].to_pylist() == ids_N[rows].tolist()
-        assert table["subject"].to_pylist() == [f"thing {i}" for i in ids_N[rows]]
-        np.testing.assert_array_equal(memory.vectors(ids_N[rows]), vectors_ND[rows])
-        assert len(memory.fetch([])) == 0
-        assert memory.vectors(np.array([], dtype=np.int64)).shape == (0, DIM)
+    table = served.fetch(ids_N[rows], columns=["subject", "fact_id"])
+    assert table.column_names == ["subject", "fact_id"]
+    assert table["fact_id"].to_pylist() == ids_N[rows].tolist()
+    assert table["subject"].to_pylist() == [f"thing {i}" for i in ids_N[rows]]
+    np.testing.assert_array_equal(served.vectors(ids_N[rows]), vectors_ND[rows])
+    assert len(served.fetch([])) == 0
+    assert served.vectors(np.array([], dtype=np.int64)).shape == (0, DIM)
 
 
-def test_an_empty_batch_gets_an_empty_answer(opener: Opener, stored) -> None:
-    with opener(stored[0], shards=2) as memory:
-        assert memory.search(np.zeros((0, DIM)), k=4).fact_ids_BK.shape == (0, 4)
+def test_an_empty_batch_gets_an_empty_answer(served: Memory) -> None:
+    assert served.search(np.zeros((0, DIM)), k=4).fact_ids_BK.shape == (0, 4)
 
 
-def test_unknown_ids_and_columns_are_refused_by_name(opener: Opener, stored) -> None:
-    url, ids_N, _ = stored
-    with opener(url, shards=2) as memory:
-        missing = int(ids_N.max()) + 1
-        with pytest.raises(UnknownFact, match=f"generation 3, found 1 that it does not hold: {missing}"):
-            memory.fetch([int(ids_N[0]), missing])
-        with pytest.raises(UnknownFact, match=str(missing)):
-            memory.vectors([missing])
-        with pytest.raises(ConfigError, match="'colour'"):
-            memory.fetch(ids_N[:1], columns=["colour"])
+def test_unknown_ids_and_columns_are_refused_by_name(served: Memory, stored) -> None:
+    _, ids_N, _ = stored
+    missing = int(ids_N.max()) + 1
+    with pytest.raises(UnknownFact, match=f"generation 3, found 1 that it does not hold: {missing}"):
+        served.fetch([int(ids_N[0]), missing])
+    with pytest.raises(UnknownFact, match=str(missing)):
+        served.vectors([missing])
+    with pytest.raises(ConfigError, match="'colour'"):
+        served.fetch(ids_N[:1], columns=["colour"])
 
 
 @pytest.mark.parametrize(
@@ -119,9 +128,9 @@ def test_unknown_ids_and_columns_are_refused_by_name(opener: Opener, stored) -> 
         (np.zeros((1, DIM)), 0, ConfigError, "k >= 1, found 0"),
     ],
 )
-def test_bad_queries_are_refused(opener: Opener, stored, queries, k, error, says) -> None:
-    with opener(stored[0]) as memory, pytest.raises(error, match=says):
-        memory.search(queries, k)
+def test_bad_queries_are_refused(served: Memory, queries, k, error, says) -> None:
+    with pytest.raises(error, match=says):
+        served.search(queries, k)
 
 
 def test_an_older_generation_can_be_opened_and_an_unknown_one_is_refused(opener: Opener, stored) -> None:
@@ -151,9 +160,8 @@ def test_refresh_switches_to_what_was_committed_meanwhile(opener: Opener, tmp_pa
         assert memory.search([[1.0, 0.0]], k=2).fact_ids_BK.tolist() == [[1, -1]]
 
 
-def test_stats_name_every_shard(opener: Opener, stored) -> None:
-    with opener(stored[0], shards=3) as memory:
-        stats = memory.stats()
+def test_stats_name_every_shard(served: Memory) -> None:
+    stats = served.stats()
     assert [line.shard for line in stats.shards] == [0, 1, 2]
     assert sum(line.rows for line in stats.shards) == stats.facts == ROWS
     assert {line.generation for line in stats.shards} == {stats.generation} == {3}
