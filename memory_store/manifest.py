@@ -1,22 +1,19 @@
-"""Typed changes to a memory, and the commit of a generation with a precondition."""
+"""The generations of a memory: read one, or commit the next with a precondition."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypeAlias
 
+from memory_store.changes import AppendParts, Change, ReplaceFacts, ReplaceVectors, apply_change
 from memory_store.errors import (
     CommitUnknown,
     CorruptFile,
-    DimensionMismatch,
     GenerationConflict,
     GenerationNotFound,
     HmnError,
-    InvalidVectors,
     MemoryNotFound,
-    NoVectors,
     StorageFailed,
 )
-from memory_store.manifest_format import LAST_GENERATION, Manifest, Part, from_bytes, to_bytes
+from memory_store.manifest_format import Manifest, Part, from_bytes, to_bytes
 from memory_store.storage import Storage
 
 __all__ = [
@@ -38,100 +35,11 @@ __all__ = [
 _FOLDER = "manifests"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AppendParts:
-    """New facts with their vectors, behind those that are there. vectors[i] belongs to facts[i]."""
-
-    facts: tuple[Part, ...]
-    vectors: tuple[Part, ...]
-    dim: int
-    dtype: str
-    max_norm: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplaceFacts:
-    """All facts anew; vectors made for the old facts are dropped. features: version of the feature extraction."""
-
-    facts: tuple[Part, ...]
-    grouping: str | None
-    features: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplaceVectors:
-    """All vectors anew, part by part of the facts. encoder: fingerprint of the fact encoder."""
-
-    vectors: tuple[Part, ...]
-    dim: int
-    dtype: str
-    encoder: str | None
-    max_norm: float
-
-
-Change: TypeAlias = AppendParts | ReplaceFacts | ReplaceVectors
-
-
 @dataclass(frozen=True)
 class ParentGeneration:
     """Precondition of a commit: the current generation is this one. None or 0: there is no memory yet."""
 
     generation: int | None
-
-
-def apply_change(manifest: Manifest | None, change: Change, *, commit_id: str, note: str = "") -> Manifest:
-    """The manifest of the next generation; pure. `manifest` is the current one, None for a new memory.
-
-    Raises DimensionMismatch, InvalidVectors or NoVectors if the change does not fit what the memory holds. created_at
-    stays empty until commit.
-    """
-    base = manifest or _EMPTY
-    if base.generation >= LAST_GENERATION:
-        raise GenerationConflict(f"expected a generation below {LAST_GENERATION}; copy the memory to a new URL")
-    new = replace(
-        base,
-        generation=base.generation + 1,
-        parent=manifest.generation if manifest else None,
-        parent_commit=manifest.commit_id if manifest else None,
-        commit_id=commit_id,
-        created_at="",
-        note=note,
-    )
-    match change:
-        case AppendParts():
-            _check_append(base, change)
-            return replace(
-                new,
-                facts=base.facts + change.facts,
-                vectors=base.vectors + change.vectors,
-                fact_count=base.fact_count + sum(part.rows for part in change.facts),
-                dim=change.dim,
-                dtype=change.dtype,
-                max_norm=max(base.max_norm, change.max_norm),
-            )
-        case ReplaceFacts():
-            return replace(
-                new,
-                facts=change.facts,
-                fact_count=sum(part.rows for part in change.facts),
-                grouping=change.grouping,
-                features=change.features,
-                vectors=(),
-                dim=0,
-                dtype=None,
-                encoder=None,
-                max_norm=0.0,
-            )
-        case ReplaceVectors():
-            _check_aligned(base.facts, change.vectors)
-            return replace(
-                new,
-                vectors=change.vectors,
-                dim=change.dim,
-                dtype=change.dtype,
-                encoder=change.encoder,
-                max_norm=change.max_norm,
-            )
 
 
 def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Manifest:
@@ -142,7 +50,7 @@ def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Ma
     """
     expected = requires.generation or 0
     found = current_generation(storage) or 0
-    if found != expected:
+    if found != expected or (expected and read_manifest(storage, expected).commit_id != new.parent_commit):
         raise _conflict(storage, expected, found)
     assert new.generation == expected + 1, "apply_change was given another manifest than the precondition names"
     _check_parts_exist(storage, new)
@@ -162,18 +70,19 @@ def read_manifest(storage: Storage, generation: int | None = None) -> Manifest:
 
     Raises MemoryNotFound, GenerationNotFound, or CorruptFile.
     """
-    known = generations(storage)
-    if not known:
-        raise _no_memory(storage)
-    chosen = known[-1] if generation is None else generation
-    if chosen not in known:
-        raise _no_generation(storage, chosen, known)
-    path = manifest_path(chosen)
-    try:
-        data = storage.read_bytes(path)
-    except FileNotFoundError:  # swept since we looked
-        raise _no_generation(storage, chosen, generations(storage)) from None
-    return from_bytes(data, storage.where(path), chosen)
+    while True:
+        known = generations(storage)
+        if not known:
+            raise _no_memory(storage)
+        chosen = known[-1] if generation is None else generation
+        if chosen not in known:
+            raise _no_generation(storage, chosen, known)
+        path = manifest_path(chosen)
+        try:
+            data = storage.read_bytes(path)
+        except FileNotFoundError:
+            continue  # superseded and swept since we looked, so there is a newer one to look at
+        return from_bytes(data, storage.where(path), chosen)
 
 
 def generations(storage: Storage) -> list[int]:
@@ -195,51 +104,6 @@ def current_generation(storage: Storage) -> int | None:
 def manifest_path(generation: int) -> str:
     """manifests/<8 digits>.json"""
     return f"{_FOLDER}/{generation:08d}.json"
-
-
-_EMPTY = Manifest(
-    generation=0,
-    parent=None,
-    parent_commit=None,
-    commit_id="",
-    created_at="",
-    dim=0,
-    dtype=None,
-    encoder=None,
-    max_norm=0.0,
-    fact_count=0,
-    tombstones=(),
-    features=None,
-    grouping=None,
-    facts=(),
-    vectors=(),
-    note="",
-)
-
-
-def _check_append(base: Manifest, change: AppendParts) -> None:
-    _check_aligned(change.facts, change.vectors)
-    if base.facts and not base.dim:
-        raise NoVectors(
-            f"the {base.fact_count:,} facts of generation {base.generation} have no vectors yet; "
-            "run `hmn embed --memory URL` before adding facts with vectors"
-        )
-    if base.dim and base.dim != change.dim:
-        raise DimensionMismatch(
-            f"expected vectors of dimension {base.dim}, which generation {base.generation} holds, found {change.dim}; "
-            "write to a new memory or embed with the same encoder"
-        )
-    if base.dim and base.dtype != change.dtype:
-        raise InvalidVectors(f"expected dtype {base.dtype}, which the memory holds, found {change.dtype}")
-
-
-def _check_aligned(facts: tuple[Part, ...], vectors: tuple[Part, ...]) -> None:
-    wanted, found = [part.rows for part in facts], [part.rows for part in vectors]
-    if wanted != found:
-        raise InvalidVectors(
-            f"expected one vectors part per facts part with the same rows ({len(wanted)} parts, {sum(wanted):,} rows), "
-            f"found {len(found)} parts, {sum(found):,} rows"
-        )
 
 
 def _check_parts_exist(storage: Storage, new: Manifest) -> None:
@@ -293,11 +157,10 @@ def _unknown(storage: Storage, ours: Manifest, reason: str) -> CommitUnknown:
 
 
 def _conflict(storage: Storage, expected: int, found: int) -> GenerationConflict:
-    def name(number: int) -> str:
-        return f"generation {number}" if number else "no memory"
-
+    wanted = f"generation {expected}" if expected else "no memory"
+    other = "another commit of that number" if found == expected else f"generation {found}" if found else "no memory"
     return GenerationConflict(
-        f"{storage.shown}: expected {name(expected)} to be the current one, found {name(found)}; "
+        f"{storage.shown}: expected {wanted} to be the current state, found {other}; "
         "another writer committed meanwhile, run again to build on its result"
     )
 

@@ -234,12 +234,17 @@ def _as_facts(facts: pa.Table) -> pa.Table:
         raise InputError("expected a fact_id in every row, found null; drop those rows")
     try:
         columns = [
-            facts.column(field.name).cast(field.type) if field.name in names else pa.nulls(facts.num_rows, field.type)
+            facts.column(field.name).cast(field.type) if field.name in names else _nulls(facts.num_rows, field.type)
             for field in FACTS_SCHEMA
         ]
         return pa.table(columns, schema=FACTS_SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise InputError(f"expected facts of the types {FACTS_SCHEMA}, found {facts.schema}: {error}") from None
+
+
+def _nulls(rows: int, kind: pa.DataType) -> pa.Array:
+    # pa.nulls gives lists a child as long as the column, and every slice of it is written with the whole child
+    return pa.nulls(1, kind).take(pa.array(np.zeros(rows, dtype=np.int64)))
 
 
 def _check_ids(fact_ids_N: NDArray[np.int64]) -> None:

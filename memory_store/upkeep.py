@@ -1,0 +1,226 @@
+"""Upkeep of a memory: inspect its history, pin generations that must stay, sweep what nobody needs any more."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from memory_store.disk import Entry
+from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
+from memory_store.manifest import Manifest, generations, manifest_path, read_manifest
+from memory_store.storage import Storage
+from memory_store.verify import GenerationCheck, VerifyReport, verify_memory
+
+__all__ = [
+    "GenerationCheck",
+    "GenerationReport",
+    "MemoryReport",
+    "SweepReport",
+    "VerifyReport",
+    "inspect_memory",
+    "pin",
+    "pins",
+    "sweep",
+    "unpin",
+    "verify_memory",
+]
+
+ORPHAN_AGE_S = 24 * 3600.0  # a file no manifest names may belong to a long run that has not committed yet
+
+_PART_FOLDERS = ("facts", "vectors")
+_FOLDERS = (*_PART_FOLDERS, "manifests", "pins", "quarantine")
+_PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReport:
+    """One generation: its manifest (parent, time, note, dimension, encoder, parts, ...), or why it cannot be read.
+
+    bytes: of all its parts, those shared with other generations included. pins: names of the pins that hold it.
+    """
+
+    generation: int
+    current: bool
+    manifest: Manifest | None
+    problem: str | None
+    bytes: int
+    pins: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReport:
+    """What is at a URL. bytes: of all part files. unnamed: part and temporary files that no manifest names."""
+
+    url: str
+    generations: tuple[GenerationReport, ...]
+    bytes: int
+    unnamed_files: int
+    unnamed_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport:
+    """What was deleted: superseded generations, and files with their bytes."""
+
+    generations: tuple[int, ...]
+    files: tuple[str, ...]
+    bytes: int
+
+
+def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
+    """The history of a memory, oldest generation first, from its manifests alone. Raises MemoryNotFound."""
+    storage = _storage_of(url)
+    known = generations(storage)
+    if not known:
+        read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+    held = pins(storage)
+    reports = []
+    for generation in known:
+        manifest, problem = _read_or_problem(storage, generation)
+        parts = manifest.facts + manifest.vectors if manifest else ()
+        reports.append(
+            GenerationReport(
+                generation=generation,
+                current=generation == known[-1],
+                manifest=manifest,
+                problem=problem,
+                bytes=sum(part.bytes for part in parts),
+                pins=tuple(sorted(name for name, number in held.items() if number == generation)),
+            )
+        )
+    files = _part_files(storage)
+    named = _named_parts(report.manifest for report in reports)
+    unnamed = [entry for entry in files if entry.path not in named] + list(_temporaries(storage))
+    return MemoryReport(
+        url=storage.shown,
+        generations=tuple(reports),
+        bytes=sum(entry.bytes for entry in files),
+        unnamed_files=len(unnamed),
+        unnamed_bytes=sum(entry.bytes for entry in unnamed),
+    )
+
+
+def pin(storage: Storage, name: str, generation: int) -> None:
+    """Keep a generation from being swept until unpin; a pin of that name moves here. Raises GenerationNotFound.
+
+    name: letters, digits and ._=- (a run's name, for instance).
+    """
+    path = _pin_path(name)
+    _check_exists(storage, generation)
+    storage.write_atomic(path, json.dumps({"format_version": 1, "generation": generation}).encode() + b"\n")
+    try:
+        _check_exists(storage, generation)  # a sweep may have run before it could see the pin
+    except GenerationNotFound:
+        storage.delete(path)
+        raise
+
+
+def unpin(storage: Storage, name: str) -> None:
+    """Release a pin; one that is not there is not an error."""
+    storage.delete(_pin_path(name))
+
+
+def pins(storage: Storage) -> Mapping[str, int]:
+    """Every pin's name and the generation it holds."""
+    held = {}
+    for path in storage.list("pins"):
+        try:
+            content = json.loads(storage.read_bytes(path))
+            generation = content["generation"] if content["format_version"] == 1 else None
+        except FileNotFoundError:
+            continue  # released since we looked
+        except (ValueError, KeyError, TypeError):
+            generation = None
+        if not isinstance(generation, int) or isinstance(generation, bool):
+            raise CorruptFile(f"{storage.where(path)}: expected a pin of format version 1, found none; delete the file")
+        held[path.removeprefix("pins/").removesuffix(".json")] = generation
+    return held
+
+
+def sweep(
+    url: str | os.PathLike[str] | Storage,
+    *,
+    keep_last: int = 1,
+    orphan_age_s: float = ORPHAN_AGE_S,
+    now_s: float | None = None,
+    dry_run: bool = False,
+) -> SweepReport:
+    """Delete superseded generations and the part files that no remaining manifest names.
+
+    The newest keep_last generations (at least the current one) and all pinned ones stay, with all their parts. A file
+    that no manifest ever named may belong to a writer at work: it goes once it is orphan_age_s old. dry_run: report
+    only. Raises MemoryNotFound, and CorruptFile (deleting nothing) if a manifest that stays cannot be read.
+    """
+    if keep_last < 1:
+        raise ConfigError(f"expected keep_last of at least 1, found {keep_last}; the current generation always stays")
+    storage = _storage_of(url)
+    known = generations(storage)
+    if not known:
+        read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+    kept = {*known[-keep_last:], *pins(storage).values()}
+    superseded = [generation for generation in known if generation not in kept]
+    manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
+    remaining = {generation: read_manifest(storage, generation) for generation in known if generation in kept}
+
+    # Manifests go before their parts, oldest first: a crash in between leaves files that nobody names, never a
+    # generation that lacks some.
+    deleted = []
+    for generation in superseded:
+        if generation not in pins(storage).values():  # pinned since we looked
+            deleted.append(generation)
+            if not dry_run:
+                storage.delete(manifest_path(generation))
+    for generation in generations(storage):  # committed since we looked
+        if generation not in remaining and generation not in deleted:
+            remaining[generation] = read_manifest(storage, generation)
+
+    named = _named_parts(remaining.values())
+    released = _named_parts(manifests[generation] for generation in deleted) - named
+    oldest_s = (time.time() if now_s is None else now_s) - orphan_age_s
+    doomed = [entry for entry in _part_files(storage) if entry.path in released]
+    strays = [entry for entry in _part_files(storage) if entry.path not in named | released]
+    doomed += [entry for entry in (*strays, *_temporaries(storage)) if (entry.modified_s or oldest_s) < oldest_s]
+    if not dry_run:
+        for entry in doomed:
+            storage.delete(entry.path)
+    return SweepReport(
+        generations=tuple(deleted),
+        files=tuple(entry.path for entry in doomed),
+        bytes=sum(entry.bytes for entry in doomed),
+    )
+
+
+def _storage_of(url: str | os.PathLike[str] | Storage) -> Storage:
+    return url if isinstance(url, Storage) else Storage(url)
+
+
+def _read_or_problem(storage: Storage, generation: int) -> tuple[Manifest | None, str | None]:
+    try:
+        return read_manifest(storage, generation), None
+    except HmnError as error:
+        return None, str(error)
+
+
+def _part_files(storage: Storage) -> tuple[Entry, ...]:
+    return tuple(entry for folder in _PART_FOLDERS for entry in storage.entries(folder))
+
+
+def _temporaries(storage: Storage) -> tuple[Entry, ...]:
+    return tuple(entry for folder in _FOLDERS for entry in storage.temporaries(folder))
+
+
+def _named_parts(manifests: Iterable[Manifest | None]) -> set[str]:
+    return {part.path for manifest in manifests if manifest for part in manifest.facts + manifest.vectors}
+
+
+def _pin_path(name: str) -> str:
+    if not _PIN_NAME.fullmatch(name):
+        raise ConfigError(f"expected a pin's name of letters, digits and ._=-, found {name!r:.80}")
+    return f"pins/{name}.json"
+
+
+def _check_exists(storage: Storage, generation: int) -> None:
+    if generation not in generations(storage):
+        read_manifest(storage, generation)  # raises MemoryNotFound or GenerationNotFound
