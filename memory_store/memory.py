@@ -97,8 +97,8 @@ class Memory:
             return f"Memory({self._storage.shown!r}, closed)"
         _, served = self._now()
         return (
-            f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, dim={served.dim}, "
-            f"shards={len(served.rows_by_shard)}, index={self._index!r}, backend={self._backend.name!r})"
+            f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, "
+            f"dim={served.dim}, shards={len(served.rows_by_shard)}, index={self._index!r}, backend={self._backend.name!r})"
         )
 
     def search(
@@ -121,8 +121,8 @@ class Memory:
             raise ConfigError(f"expected k >= 1, found {k}")
         if not manifest.vectors:
             raise NoVectors(
-                f"expected embedded facts, found generation {served.generation} of {self._storage.shown} with facts but no "
-                "vectors; run `hmn embed` or open an older generation"
+                f"expected embedded facts, found generation {served.generation} of {self._storage.shown} with facts "
+                "but no vectors; run `hmn embed` or open an older generation"
             )
         queries_BD = _checked_queries(queries, served.dim)
         if len(queries_BD) == 0:
