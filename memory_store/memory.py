@@ -98,7 +98,8 @@ class Memory:
         _, served = self._now()
         return (
             f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, "
-            f"dim={served.dim}, shards={len(served.rows_by_shard)}, index={self._index!r}, backend={self._backend.name!r})"
+            f"dim={served.dim}, shards={len(served.rows_by_shard)}, index={self._index!r}, "
+            f"backend={self._backend.name!r})"
         )
 
     def search(
