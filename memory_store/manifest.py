@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _FOLDER = "manifests"
+_READ_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_manifest(storage: Storage, generation: int | None = None) -> Manifest:
 
     Raises MemoryNotFound, GenerationNotFound, or CorruptFile.
     """
-    while True:
+    for _ in range(_READ_ATTEMPTS):
         known = generations(storage)
         if not known:
             raise _no_memory(storage)
@@ -83,6 +84,7 @@ def read_manifest(storage: Storage, generation: int | None = None) -> Manifest:
         except FileNotFoundError:
             continue  # superseded and swept since we looked, so there is a newer one to look at
         return from_bytes(data, storage.where(path), chosen)
+    raise CorruptFile(f"{storage.where(path)}: expected the manifest that is listed, found no file; look at the folder")
 
 
 def generations(storage: Storage) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from memory_store.errors import CorruptFile
+from memory_store.errors import CorruptFile, InputError
 from memory_store.vectors import DTYPES
 
 __all__ = ["FORMAT_VERSION", "GROUPINGS", "LAST_GENERATION", "Manifest", "Part", "from_bytes", "to_bytes"]
@@ -68,12 +68,19 @@ class Manifest:
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """The manifest as readable JSON that carries a checksum of its own content."""
+    """The manifest as readable JSON that carries a checksum of its own content.
+
+    Raises InputError for a manifest that from_bytes would refuse: what nobody can read is not to be committed.
+    """
     content: dict[str, Any] = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
     for name in ("tombstones", "facts", "vectors"):
         content[name] = [{field.name: getattr(part, field.name) for field in fields(part)} for part in content[name]]
     content["checksum"] = _content_checksum(content)
-    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    try:
+        _parse(content)
+    except _Refused as refused:
+        raise InputError(f"cannot commit generation {manifest.generation}: {refused}") from None
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def from_bytes(data: bytes, where: str, generation: int) -> Manifest:
@@ -81,7 +88,7 @@ def from_bytes(data: bytes, where: str, generation: int) -> Manifest:
     if len(data) > _MOST_MANIFEST_BYTES:
         raise CorruptFile(f"{where}: expected at most {_MOST_MANIFEST_BYTES:,} bytes, found {len(data):,}; {_RESTORE}")
     try:
-        content = json.loads(data)
+        content = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{where}: expected a manifest in JSON, found {_show(str(error))}; {_RESTORE}") from None
     if not isinstance(content, dict):
@@ -106,7 +113,7 @@ class _Refused(Exception):
 
 def _content_checksum(content: Mapping[str, Any]) -> str:
     payload = {key: value for key, value in content.items() if key != "checksum"}
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
     return f"xxh3-128:{xxhash.xxh3_128_hexdigest(canonical.encode())}"
 
 

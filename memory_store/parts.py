@@ -81,11 +81,9 @@ def write_part(storage: Storage, path: str, table: pa.Table) -> Part:
     The vector column starts at a multiple of 64 bytes, so that its mapping does too.
     """
     assert table.num_rows, "a part holds at least one row"
-    table = table.replace_schema_metadata(None).combine_chunks()
-    if path.startswith("facts/"):
-        table = table.cast(FACTS_SCHEMA)
+    table = _compact(table, path)
     schema = _aligned_schema(table)
-    batches = table.cast(schema).to_batches()
+    batches = table.replace_schema_metadata(schema.metadata).to_batches()
     sink_bytes = 0
     digest = xxhash.xxh3_128()
 
@@ -174,6 +172,17 @@ class _HashingSink:
         self._file.flush()
 
 
+def _compact(table: pa.Table, path: str) -> pa.Table:
+    """One record batch whose buffers hold its rows and nothing else, so that equal tables make equal files.
+
+    Arrow writes the buffers of a slice with up to 63 bytes of the neighbouring rows.
+    """
+    if not path.startswith("facts/"):
+        return vectors_table(fact_ids_of(table), vectors_of(table))
+    table = table.cast(FACTS_SCHEMA)
+    return pa.concat_tables([table, table.slice(0, 0)]).combine_chunks()  # two chunks, because one would not be copied
+
+
 def _aligned_schema(table: pa.Table) -> pa.Schema:
     """The schema with as much padding in its metadata as puts the vectors on a cache line.
 
@@ -181,12 +190,13 @@ def _aligned_schema(table: pa.Table) -> pa.Schema:
     """
     if "vector" not in table.schema.names:
         return table.schema
+    first_row = table.take(pa.array([0]))
     fact_id_bytes = table.schema.field("fact_id").type.bit_width // 8
     for pad in range(0, 2 * _ALIGNMENT_BYTES, 4):
         schema = table.schema.with_metadata({"pad": "." * pad})
         with pa.BufferOutputStream() as sink:
             with pa.ipc.new_file(sink, schema) as writer:
-                writer.write_table(table.slice(0, 1).cast(schema))
+                writer.write_table(first_row.replace_schema_metadata(schema.metadata))
             file = sink.getvalue()
         one_row = pa.ipc.open_file(file).read_all().column("vector").chunk(0)
         offset_of_one = one_row.values.buffers()[1].address - file.address

@@ -232,14 +232,17 @@ def _as_facts(facts: pa.Table) -> pa.Table:
         raise InputError(f"expected fact_id as int64, found {facts.schema.field('fact_id').type}; cast it")
     if facts.column("fact_id").null_count:
         raise InputError("expected a fact_id in every row, found null; drop those rows")
+    return pa.table([_column(facts, field) for field in FACTS_SCHEMA], schema=FACTS_SCHEMA)
+
+
+def _column(facts: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if field.name not in facts.schema.names:
+        return _nulls(facts.num_rows, field.type)
     try:
-        columns = [
-            facts.column(field.name).cast(field.type) if field.name in names else _nulls(facts.num_rows, field.type)
-            for field in FACTS_SCHEMA
-        ]
-        return pa.table(columns, schema=FACTS_SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise InputError(f"expected facts of the types {FACTS_SCHEMA}, found {facts.schema}: {error}") from None
+        return facts.column(field.name).cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        found = facts.schema.field(field.name).type
+        raise InputError(f"expected {field.name} as {field.type}, found {found}; convert it") from None
 
 
 def _nulls(rows: int, kind: pa.DataType) -> pa.Array:
