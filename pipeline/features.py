@@ -1,7 +1,7 @@
-"""Text to features: one normalisation, then hashes of words, word bigrams and character 3-5-grams. Pure numpy."""
+"""Text to features: one normalisation, then hashes of words, word pairs, character grams, whole names. Pure numpy."""
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -11,14 +11,24 @@ from numpy.typing import NDArray
 
 # T texts, C characters of all texts together, W words of all texts together, V features of all texts together
 
-__all__ = ["FEATURES_VERSION", "Ragged", "normalise", "relation_features", "text_features", "words"]
+__all__ = [
+    "FEATURES_VERSION",
+    "QuestionFeatures",
+    "Ragged",
+    "normalise",
+    "question_features",
+    "relation_features",
+    "text_features",
+    "words",
+]
 
-FEATURES_VERSION = "words+bigrams+char345/1"
+FEATURES_VERSION = "words+bigrams+char345+whole8/2"
 """Changes whenever the same text would give other hashes; memories and checkpoints record it and refuse a mismatch."""
 
 _END = "\0"  # stands before and after every text in the joined string
 _SPACE = 32
 _CHARACTER_GRAMS = (3, 4, 5)
+_LONGEST_SPAN = 8  # words; nearly every name is shorter, and a longer one has features enough
 _TEXTS_AT_ONCE = 4096  # the arrays of so many names stay in the processor's cache: twice as fast as all at once
 
 # Letters whose accent is a stroke or a ligature: Unicode does not decompose them, people type the plain letter.
@@ -33,7 +43,11 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SALT_WORD = np.uint64(0xC2B2AE3D27D4EB4F)
 _SALT_BIGRAM = np.uint64(0x165667B19E3779F9)
 _SALT_GRAM = np.uint64(0x27D4EB2F165667C5)
+_SALT_SPAN = np.uint64(0x9FB21C651E98DF25)
 _SALT_RELATION = np.uint64(0xD6E8FEB86659FD93)
+
+
+_NO_HASHES = np.zeros(0, dtype=np.uint32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +67,25 @@ class Ragged:
         if not 0 <= index < len(self):
             raise IndexError(f"list {index} of {len(self)} lists")
         return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuestionFeatures:
+    """The features of T questions, and which of the question's words each feature covers.
+
+    offsets: int64 [T + 1]; values: uint32 [V], hashes as in `text_features`, repeated where they occur again, the
+    first word's first. first_word_V, last_word_V: int64, word numbers counted through all questions.
+    word_offsets: int64 [T + 1], the words of question t are word_offsets[t] to word_offsets[t + 1].
+    """
+
+    offsets: NDArray[np.int64]
+    values: NDArray[np.uint32]
+    first_word_V: NDArray[np.int64]
+    last_word_V: NDArray[np.int64]
+    word_offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,18 +115,36 @@ def words(texts: Sequence[str]) -> list[list[str]]:
 
 
 def text_features(texts: Sequence[str]) -> Ragged:
-    """Hashes of the words, pairs of neighbouring words and character 3-, 4- and 5-grams of each text.
+    """Hashes of the words, neighbouring word pairs, character 3-, 4- and 5-grams of each text, and of it as a whole.
 
     Values are raw 32-bit hashes, unique and sorted within a text (encoders reduce them modulo their table size).
-    Character grams see one space around each word, so that they know where words begin, end and meet.
-    A text with no visible character has no features.
+    Character grams see one space around each word, so that they know where words begin, end and meet. A text of at
+    most eight words has one more feature: all its words in order, which `question_features` gives every span of a
+    question. A text with no visible character has no features.
     """
-    if len(texts) <= _TEXTS_AT_ONCE:
-        return _features_at_once(texts)
-    pieces = [_features_at_once(texts[at : at + _TEXTS_AT_ONCE]) for at in range(0, len(texts), _TEXTS_AT_ONCE)]
-    lengths_T = np.concatenate([np.diff(piece.offsets) for piece in pieces])
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_T)])
-    return Ragged(offsets=offsets, values=np.concatenate([piece.values for piece in pieces]))
+    pieces = [_names_at_once(texts[at : at + _TEXTS_AT_ONCE]) for at in range(0, len(texts), _TEXTS_AT_ONCE)]
+    lengths_T = np.concatenate([np.zeros(1, np.int64), *(np.diff(piece.offsets) for piece in pieces)])
+    values = np.concatenate([np.zeros(0, np.uint32), *(piece.values for piece in pieces)])
+    return Ragged(offsets=np.cumsum(lengths_T), values=values)
+
+
+def question_features(texts: Sequence[str]) -> QuestionFeatures:
+    """The features of `text_features` with the words they cover, and a feature for every span of up to eight words.
+
+    The span that is exactly a name has the feature that stands for that name as a whole.
+    """
+    spaced = _spaced(texts)
+    word_W, text_W = _word_hashes(spaced)
+    found = _Found.join([*_grams(spaced, word_W, text_W), *_spans(word_W, text_W, range(1, _LONGEST_SPAN + 1))])
+    order_V = np.lexsort((found.last_V, found.first_V))  # words are numbered through all texts: this groups by text
+    bounds_T = np.arange(len(texts) + 1)
+    return QuestionFeatures(
+        offsets=np.searchsorted(found.text_V[order_V], bounds_T).astype(np.int64),
+        values=found.hash_V[order_V],
+        first_word_V=found.first_V[order_V],
+        last_word_V=found.last_V[order_V],
+        word_offsets=np.searchsorted(text_W, bounds_T).astype(np.int64),
+    )
 
 
 def relation_features(relations: Sequence[str]) -> Ragged:
@@ -130,6 +181,83 @@ def _features_at_once(texts: Sequence[str]) -> Ragged:
         hashes.append(_mix(gram[inside]))
         owners.append(spaced.text_C[: len(windows)][inside])
     return _ragged(np.concatenate(hashes), np.concatenate(owners), len(texts))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """Features of one kind: their hashes, the texts and the words they come from."""
+
+    hash_V: NDArray[np.uint32]
+    text_V: NDArray[np.int64]
+    first_V: NDArray[np.int64]
+    last_V: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, kinds: "Sequence[_Found]") -> "_Found":
+        return cls(
+            hash_V=np.concatenate([kind.hash_V for kind in kinds]),
+            text_V=np.concatenate([kind.text_V for kind in kinds]),
+            first_V=np.concatenate([kind.first_V for kind in kinds]),
+            last_V=np.concatenate([kind.last_V for kind in kinds]),
+        )
+
+
+def _names_at_once(texts: Sequence[str]) -> Ragged:
+    spaced = _spaced(texts)
+    word_W, text_W = _word_hashes(spaced)
+    words_T = np.bincount(text_W, minlength=len(texts))
+    whole = [
+        _Found(hash_V=span.hash_V[at], text_V=span.text_V[at], first_V=span.first_V[at], last_V=span.last_V[at])
+        for length, span in enumerate(_spans(word_W, text_W, range(1, _LONGEST_SPAN + 1)), start=1)
+        for at in [np.flatnonzero(words_T[span.text_V] == length)]
+    ]
+    found = _Found.join([*_grams(spaced, word_W, text_W), *whole])
+    return _ragged(found.hash_V, found.text_V, len(texts))
+
+
+def _grams(spaced: _Spaced, word_W: NDArray[np.uint64], text_W: NDArray[np.int64]) -> list[_Found]:
+    """Words, neighbouring word pairs and character grams."""
+    number_W = np.arange(len(word_W), dtype=np.int64)
+    pair_P = np.flatnonzero(text_W[1:] == text_W[:-1])
+    pairs = _mix(word_W[pair_P] * _MULTIPLIER + word_W[pair_P + 1] + _SALT_BIGRAM) if len(pair_P) else _NO_HASHES
+    found = [
+        _Found(hash_V=_mix(word_W ^ _SALT_WORD), text_V=text_W, first_V=number_W, last_V=number_W),
+        _Found(hash_V=pairs, text_V=text_W[pair_P], first_V=pair_P, last_V=pair_P + 1),
+    ]
+    is_space_C = spaced.codes_C == _SPACE
+    starts_C = np.zeros(len(is_space_C), dtype=np.int64)
+    starts_C[1:] = is_space_C[:-1] & ~is_space_C[1:]
+    word_C = np.cumsum(starts_C) - 1  # a space belongs to the word before it
+    next_C = word_C + is_space_C  # or to the word after it
+    for length in _CHARACTER_GRAMS:
+        if len(spaced.codes_C) < length:
+            break
+        windows = np.lib.stride_tricks.sliding_window_view(spaced.codes_C, length)
+        at = np.flatnonzero(spaced.text_C[: len(windows)] == spaced.text_C[length - 1 :])
+        gram = np.full(len(windows), _SALT_GRAM + np.uint64(length), dtype=np.uint64)
+        for place in range(length):
+            gram = gram * _MULTIPLIER + windows[:, place]
+        found.append(
+            _Found(
+                hash_V=_mix(gram[at]),
+                text_V=spaced.text_C[at],
+                first_V=next_C[at],
+                last_V=word_C[at + length - 1],
+            )
+        )
+    return found
+
+
+def _spans(word_W: NDArray[np.uint64], text_W: NDArray[np.int64], lengths: Iterable[int]) -> list[_Found]:
+    """All runs of so many words within a text, one _Found for each length."""
+    found = []
+    for length in lengths:
+        first_V = np.flatnonzero(text_W[length - 1 :] == text_W[: max(len(text_W) - length + 1, 0)])
+        span_V = np.full(len(first_V), _SALT_SPAN + np.uint64(length), dtype=np.uint64)
+        for place in range(length):
+            span_V = span_V * _MULTIPLIER + word_W[first_V + place]
+        found.append(_Found(hash_V=_mix(span_V), text_V=text_W[first_V], first_V=first_V, last_V=first_V + length - 1))
+    return found
 
 
 def _spaced(texts: Sequence[str]) -> _Spaced:

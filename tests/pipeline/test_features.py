@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.features import Ragged, normalise, relation_features, text_features, words
+from pipeline.features import Ragged, normalise, question_features, relation_features, text_features, words
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,16 @@ def test_features_are_unique_and_sorted_within_a_text() -> None:
         np.testing.assert_array_equal(ragged[number], np.unique(ragged[number]))
 
 
-def test_a_text_has_the_features_that_a_plain_loop_finds() -> None:
-    text = "is no batman no robin"
+def _count_by_plain_loop(text: str) -> int:
     parts = text.split()
     padded = f" {text} "
     grams = {padded[at : at + length] for length in (3, 4, 5) for at in range(len(padded) - length + 1)}
-    expected = len(set(parts)) + len(set(pairwise(parts))) + len(grams)
-    assert len(text_features([text])[0]) == expected
+    return len(set(parts)) + len(set(pairwise(parts))) + len(grams) + (len(parts) <= 8)
+
+
+@pytest.mark.parametrize("text", ["is no batman no robin", "a", "a b c d e f g h", "a b c d e f g h i"])
+def test_a_text_has_the_features_that_a_plain_loop_finds(text: str) -> None:
+    assert len(text_features([text])[0]) == _count_by_plain_loop(text)
 
 
 def test_the_same_words_give_the_same_features_however_written() -> None:
@@ -114,9 +117,39 @@ def test_a_list_outside_the_ragged_array_is_refused() -> None:
         Ragged(offsets=np.array([0, 1]), values=np.array([7], np.uint32))[1]
 
 
+def test_a_question_has_the_features_of_its_text_and_of_every_span() -> None:
+    for text in TEXTS[:-3]:
+        of_question = question_features([text])
+        assert set(text_features([text])[0].tolist()) <= set(of_question.values.tolist())
+    question = question_features(["where was Sasha  Vujačić born?", "", "in Denton, Texas"])
+    for name in ("Sasha Vujacic", "born", "where was sasha vujacic born", "sasha"):
+        assert set(text_features([name])[0].tolist()) - set(question.values[: question.offsets[1]].tolist()) == set()
+    assert set(text_features(["Denton Texas"])[0].tolist()) <= set(question.values[question.offsets[2] :].tolist())
+    assert question.word_offsets.tolist() == [0, 5, 5, 8]
+    assert question.offsets[1] == question.offsets[2]
+
+
+def test_a_feature_knows_the_words_it_covers() -> None:
+    question = question_features(["a bb", "ccc bb"])
+    pair = next(
+        iter(set(text_features(["ccc bb"])[0]) - set(text_features(["ccc"])[0]) - set(text_features(["bb"])[0]))
+    )
+    at = np.flatnonzero(question.values == pair)
+    assert question.first_word_V[at].tolist() == [2]
+    assert question.last_word_V[at].tolist() == [3]
+    for word, numbers in ((0, [0]), (1, [1, 3]), (2, [2])):
+        own = question.values[(question.first_word_V == word) & (question.last_word_V == word)]
+        for number in numbers:
+            assert set(own) == set(
+                question.values[(question.first_word_V == number) & (question.last_word_V == number)]
+            )
+    assert question.first_word_V.max() == 3
+    assert (question.first_word_V <= question.last_word_V).all()
+
+
 def test_words_are_those_of_the_normalised_text() -> None:
     assert words(["Obama's  dog", "", "?"]) == [["obama", "s", "dog"], [], ["?"]]
 
 
-GOLDEN_TEXT = [1369574351, 1973662343, 2528261113, 3530141717]
+GOLDEN_TEXT = [1369574351, 1973662343, 2528261113, 3085368523, 3530141717]
 GOLDEN_RELATION = [960109079, 2617993129, 4019916387]
