@@ -1,7 +1,7 @@
 """Text to features: one normalisation, then hashes of words, word pairs, character grams, whole names. Pure numpy."""
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -135,7 +135,11 @@ def question_features(texts: Sequence[str]) -> QuestionFeatures:
     """
     spaced = _spaced(texts)
     word_W, text_W = _word_hashes(spaced)
-    found = _Found.join([*_grams(spaced, word_W, text_W), *_spans(word_W, text_W, range(1, _LONGEST_SPAN + 1))])
+    kinds = _grams(spaced, word_W, text_W)
+    for length in range(1, _LONGEST_SPAN + 1):
+        first_V = np.flatnonzero(text_W[length - 1 :] == text_W[: max(len(text_W) - length + 1, 0)])
+        kinds.append(_span(word_W, text_W, first_V, length))
+    found = _Found.join(kinds)
     order_V = np.lexsort((found.last_V, found.first_V))  # words are numbered through all texts: this groups by text
     bounds_T = np.arange(len(texts) + 1)
     return QuestionFeatures(
@@ -206,11 +210,11 @@ def _names_at_once(texts: Sequence[str]) -> Ragged:
     spaced = _spaced(texts)
     word_W, text_W = _word_hashes(spaced)
     words_T = np.bincount(text_W, minlength=len(texts))
-    whole = [
-        _Found(hash_V=span.hash_V[at], text_V=span.text_V[at], first_V=span.first_V[at], last_V=span.last_V[at])
-        for length, span in enumerate(_spans(word_W, text_W, range(1, _LONGEST_SPAN + 1)), start=1)
-        for at in [np.flatnonzero(words_T[span.text_V] == length)]
-    ]
+    start_T = np.cumsum(words_T) - words_T
+    whole = []
+    for length in range(1, _LONGEST_SPAN + 1):
+        text_S = np.flatnonzero(words_T == length)
+        whole.append(_span(word_W, text_W, start_T[text_S], length))
     found = _Found.join([*_grams(spaced, word_W, text_W), *whole])
     return _ragged(found.hash_V, found.text_V, len(texts))
 
@@ -248,16 +252,12 @@ def _grams(spaced: _Spaced, word_W: NDArray[np.uint64], text_W: NDArray[np.int64
     return found
 
 
-def _spans(word_W: NDArray[np.uint64], text_W: NDArray[np.int64], lengths: Iterable[int]) -> list[_Found]:
-    """All runs of so many words within a text, one _Found for each length."""
-    found = []
-    for length in lengths:
-        first_V = np.flatnonzero(text_W[length - 1 :] == text_W[: max(len(text_W) - length + 1, 0)])
-        span_V = np.full(len(first_V), _SALT_SPAN + np.uint64(length), dtype=np.uint64)
-        for place in range(length):
-            span_V = span_V * _MULTIPLIER + word_W[first_V + place]
-        found.append(_Found(hash_V=_mix(span_V), text_V=text_W[first_V], first_V=first_V, last_V=first_V + length - 1))
-    return found
+def _span(word_W: NDArray[np.uint64], text_W: NDArray[np.int64], first_V: NDArray[np.int64], length: int) -> _Found:
+    """The runs of `length` words that begin at the words numbered first_V."""
+    span_V = np.full(len(first_V), _SALT_SPAN + np.uint64(length), dtype=np.uint64)
+    for place in range(length):
+        span_V = span_V * _MULTIPLIER + word_W[first_V + place]
+    return _Found(hash_V=_mix(span_V), text_V=text_W[first_V], first_V=first_V, last_V=first_V + length - 1)
 
 
 def _spaced(texts: Sequence[str]) -> _Spaced:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import xxhash
 
@@ -11,31 +11,16 @@ from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.manifest_format import GROUPINGS
 from memory_store.storage import Storage
 from pipeline.features import FEATURES_VERSION
-from pipeline.sources.files import SourceFile, find_files
-from pipeline.sources.layout import NTRIPLES, Layout, detect_layout
-from pipeline.sources.pieces import KnownFacts, Piece, file_pieces
+from pipeline.inputs import Input, find_inputs
+from pipeline.sources.pieces import KnownFacts, Piece
 from pipeline.staging import STAGING, Job
 
-__all__ = ["INGEST_VERSION", "Input", "Plan", "plan_ingest"]
+__all__ = ["INGEST_VERSION", "Plan", "plan_ingest"]
 
 INGEST_VERSION = 1
 """Changes whenever the same input would give other parts."""
 
-_EXPANSION = {None: 1.0, "gzip": 4.0, "zstd": 8.0}  # decompressed bytes per byte, for text of this kind
 _OVERFULL = 4  # a memory whose parts hold this many times the wanted rows is cut anew
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """One file of an ingest and how it is read."""
-
-    file: SourceFile
-    layout: Layout
-
-    @property
-    def rows(self) -> float:
-        """A guess, from the size and the first lines."""
-        return self.file.bytes * _EXPANSION[self.file.codec] / self.layout.bytes_per_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +70,7 @@ def plan_ingest(
         )
     if not sources:
         raise EmptyInput("there is nothing to ingest: give a file, a glob, a directory or builtin:geonames")
-    inputs, skipped = _find_inputs(sources, names)
+    inputs, skipped = find_inputs(sources, names)
     storage = Storage(url)
     parent = read_manifest(storage) if current_generation(storage) else None
     if parent is not None and parent.fact_count and parent.grouping not in (None, grouping):
@@ -97,67 +82,36 @@ def plan_ingest(
         KnownFacts(source=number, url=storage.url, part=part, grouping=grouping)
         for number, part in enumerate(parent.facts if parent else ())
     ]
-    # Names given as such come before what the triples say, so that the first line of a names file names the entity.
-    inputs.sort(key=lambda item: item.layout.kind != "names")
     options = {"grouping": grouping, "segment_bytes": segment_bytes, "rows_per_part": rows_per_part}
     ingest_id = _ingest_id(inputs, options, parent)
-    new_rows = sum(item.rows for item in inputs if item.layout.kind == "facts")
     job = Job(
         url=storage.url,
         ingest_id=ingest_id,
         folder=f"{STAGING}/{parent.generation if parent else 0:08d}-{ingest_id}",
-        buckets=_buckets(new_rows, parent, rows_per_part),
+        buckets=_buckets(sum(item.triples for item in inputs), parent, rows_per_part),
         grouping=grouping,
         known_sources=len(known),
-        names_expected=bool(known)
-        or any(item.layout.kind == "names" or item.layout.format == NTRIPLES for item in inputs),
+        names_expected=bool(known) or any(item.gives_names for item in inputs),
     )
     pieces = known + [
-        piece
-        for number, item in enumerate(inputs, start=len(known))
-        for piece in file_pieces(number, item.file, item.layout, segment_bytes)
+        piece for number, item in enumerate(inputs, start=len(known)) for piece in item.pieces(number, segment_bytes)
     ]
     return Plan(
         job=job,
         parent=parent,
         pieces=tuple(pieces),
-        shown=(*(part.path for part in (parent.facts if parent else ())), *(item.file.shown for item in inputs)),
-        source_bytes=sum(item.file.bytes for item in inputs),
+        shown=(*(part.path for part in (parent.facts if parent else ())), *(item.shown for item in inputs)),
+        source_bytes=sum(item.bytes for item in inputs),
         skipped=tuple(skipped),
         up_to_date=_holds_already(storage, inputs, options, parent),
     )
-
-
-def _find_inputs(sources: Sequence[str], names: Sequence[str]) -> tuple[list[Input], list[str]]:
-    """Every file once; in directories and globs, files of questions are left out, and so are empty files."""
-    inputs: dict[str, Input] = {}
-    skipped = []
-    for source, is_names in [(source, False) for source in sources] + [(source, True) for source in names]:
-        files = find_files(source)
-        for file in files:
-            try:
-                layout = detect_layout(file, names=is_names)
-            except EmptyInput:
-                if len(files) == 1:
-                    raise
-                skipped.append(file.shown)
-                continue
-            if layout.kind != "questions":
-                inputs[file.url] = Input(file=file, layout=layout)
-            elif len(files) > 1:
-                skipped.append(file.shown)
-            else:
-                raise InputError(f"{file.shown} holds questions, not facts; `hmn train` and `hmn evaluate` read them")
-    if not any(item.layout.kind == "facts" for item in inputs.values()):
-        raise EmptyInput(f"there are no facts in {', '.join(sources)}; expected files of triples")
-    return list(inputs.values()), skipped
 
 
 def _ingest_id(inputs: Sequence[Input], options: dict[str, object], parent: Manifest | None) -> str:
     content = {
         "version": INGEST_VERSION,
         "features": FEATURES_VERSION,
-        "inputs": [asdict(item) for item in inputs],
+        "inputs": [item.identity for item in inputs],
         "options": options,
         "parent": [parent.generation, parent.commit_id] if parent else None,
     }

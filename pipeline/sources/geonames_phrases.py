@@ -1,0 +1,172 @@
+"""How people ask for what GeoNames knows: many paraphrases per relation, and names that the data itself lacks."""
+
+__all__ = ["COUNTRY_ALIASES", "LANGUAGES", "PHRASES"]
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    "country": (
+        "which country is {x} in?", "what country does {x} belong to?", "{x} is in which country?",
+        "in what country would you find {x}?", "where in the world is {x}, which country?",
+        "what nation is {x} part of?", "name the country where {x} is located", "to which country does {x} belong?",
+        "what is the country of {x}?", "if I travel to {x}, which country am I in?",
+        "which nation is {x} situated in?", "country of {x}", "tell me the country that {x} lies in",
+        "under which country's flag is {x}?", "{x} lies in what country?",
+    ),
+    "continent": (
+        "which continent is {x} on?", "what continent is {x} in?", "on which continent would I find {x}?",
+        "{x} is on which continent?", "name the continent of {x}", "to which continent does {x} belong?",
+        "what is the continent of {x}?", "which continent does {x} lie on?", "{x} belongs to what continent?",
+        "tell me what continent {x} is part of", "in which part of the world is {x}, which continent?",
+        "continent of {x}",
+    ),
+    "timezone": (
+        "what time zone is {x} in?", "which timezone does {x} use?", "what is the time zone of {x}?",
+        "in which time zone is {x}?", "{x} is in what timezone?", "what timezone should I set my clock to in {x}?",
+        "name the timezone of {x}", "which time zone do people in {x} live in?", "time zone for {x}",
+        "tell me the timezone used in {x}", "what tz database zone covers {x}?", "which zone of time applies in {x}?",
+        "clocks in {x} follow which time zone?",
+    ),
+    "population": (
+        "what is the population of {x}?", "how many people live in {x}?", "how many inhabitants does {x} have?",
+        "how populous is {x}?", "what is {x}'s population?", "number of people in {x}",
+        "how big is the population of {x}?", "population of {x}", "how many residents are there in {x}?",
+        "tell me how many people there are in {x}", "{x} is home to how many people?",
+        "what is the number of inhabitants of {x}?", "how large is {x} in terms of people?",
+    ),
+    "coordinates": (
+        "where exactly is {x} on the map?", "what are the coordinates of {x}?",
+        "what is the latitude and longitude of {x}?", "at what latitude and longitude does {x} lie?",
+        "give me the gps coordinates of {x}", "coordinates of {x}", "what is the geographic position of {x}?",
+        "which latitude and longitude is {x} at?", "gps position of {x}", "how do I find {x} with a gps?",
+        "where on the globe is {x}, in degrees?", "what point on the map is {x} at?",
+    ),
+    "state": (
+        "which US state is {x} in?", "what state is {x} in?", "{x} is in which state?",
+        "in what state can you find {x}?", "name the state where {x} is located", "which state does {x} belong to?",
+        "what is the state of {x}?", "{x} is part of which American state?", "tell me the state that {x} is in",
+        "state in which {x} lies", "to which of the united states does {x} belong?", "what U.S. state is home to {x}?",
+    ),
+    "capital_of": (
+        "{x} is the capital of which country?", "what country has {x} as its capital?",
+        "of what country is {x} the capital?", "which country's capital is {x}?",
+        "which country is governed from {x}?", "{x} is the capital city of what nation?",
+        "which nation has its capital in {x}?", "for which country does {x} serve as capital?",
+        "{x} is capital of what?", "name the country whose capital is {x}", "whose capital is {x}?",
+        "the capital {x} belongs to which country?",
+    ),
+    "capital": (
+        "what is the capital of {x}?", "which city is the capital of {x}?", "what is {x}'s capital city?",
+        "name the capital of {x}", "capital of {x}", "what city is the seat of government of {x}?",
+        "which city serves as the capital of {x}?", "from which city is {x} governed?",
+        "the capital of {x} is what city?", "tell me the capital city of {x}", "where is the government of {x} based?",
+        "what do you call the capital of {x}?",
+    ),
+    "area": (
+        "how large is {x} in square kilometres?", "what is the area of {x}?", "how big is {x}?", "what is {x}'s area?",
+        "how many square kilometers does {x} cover?", "what is the surface area of {x}?", "area of {x}",
+        "how much land does {x} have?", "what is the size of {x} in km2?", "tell me the area that {x} covers",
+        "how extensive is the territory of {x}?", "how much space does {x} take up?",
+    ),
+    "currency": (
+        "what currency is used in {x}?", "what money do they use in {x}?", "which currency does {x} have?",
+        "what is the currency of {x}?", "what do people pay with in {x}?", "in what currency do you pay in {x}?",
+        "what is {x}'s currency called?", "currency of {x}", "name the money used in {x}",
+        "which money is legal tender in {x}?", "what kind of cash do I need in {x}?",
+        "what is the official currency in {x}?",
+    ),
+    "phone_code": (
+        "what is the calling code of {x}?", "what is the country code for phoning {x}?",
+        "how do I dial {x} from abroad?", "which dialing code does {x} have?", "what is the phone prefix of {x}?",
+        "international calling code for {x}", "telephone code of {x}", "what number do I dial first to call {x}?",
+        "which phone code belongs to {x}?", "what is the international dialing prefix for {x}?",
+        "what is {x}'s telephone country code?", "phone code of {x}",
+    ),
+    "internet_domain": (
+        "what is the internet domain of {x}?", "which top level domain does {x} use?", "what is {x}'s web domain?",
+        "what do web addresses in {x} end with?", "what is the tld of {x}?", "internet country code of {x}",
+        "which domain ending belongs to {x}?", "what is the country domain for {x}?", "top-level domain of {x}",
+        "websites from {x} end in what?", "which internet suffix is assigned to {x}?",
+        "what is the url ending for {x}?",
+    ),
+    "languages": (
+        "what languages are spoken in {x}?", "which language do people speak in {x}?", "what do they speak in {x}?",
+        "what is the language of {x}?", "languages of {x}", "which languages can you hear in {x}?",
+        "what language is used in {x}?", "name the languages spoken in {x}", "which tongues are spoken in {x}?",
+        "in what language do people in {x} talk?", "what should I learn to talk with people in {x}?",
+        "people of {x} speak which languages?",
+    ),
+    "neighbour": (
+        "which countries border {x}?", "what are the neighbours of {x}?", "which countries are next to {x}?",
+        "what countries share a border with {x}?", "name the neighboring countries of {x}", "neighbors of {x}",
+        "who are {x}'s neighbours?", "{x} borders which countries?", "what nations surround {x}?",
+        "which countries touch {x}?", "which states adjoin {x}?", "with whom does {x} share its borders?",
+    ),
+    "iso_code": (
+        "what is the ISO code of {x}?", "what is the two letter country code of {x}?",
+        "which ISO 3166 code does {x} have?", "country abbreviation for {x}", "two-letter code for {x}",
+        "how is {x} abbreviated?", "iso code {x}", "what is the country code of {x} in two letters?",
+        "which two letters stand for {x}?", "what is the ISO abbreviation of {x}?", "what is {x}'s iso alpha-2 code?",
+        "short code of the country {x}",
+    ),
+    "countries": (
+        "which countries are in {x}?", "what countries does {x} have?", "list the countries of {x}",
+        "countries in {x}", "name the countries on the continent of {x}", "which nations belong to {x}?",
+        "what nations are found in {x}?", "which states make up {x}?", "tell me all countries located in {x}",
+        "{x} consists of which countries?",
+    ),
+    "counties": (
+        "which counties are in {x}?", "what counties does {x} have?", "list the counties of {x}", "counties in {x}",
+        "name the counties of {x}", "what are the counties in the state of {x}?",
+        "into which counties is {x} divided?", "tell me the counties that make up {x}",
+        "{x} is divided into which counties?", "which county names exist in {x}?",
+    ),
+    "postal_code": (
+        "what is the postal abbreviation of {x}?", "what is the two letter abbreviation for the state of {x}?",
+        "how do you abbreviate {x} on a letter?", "state abbreviation for {x}",
+        "which two letters does the mail use for {x}?", "what is {x}'s state code?", "USPS code of {x}",
+        "postal code letters of {x}", "how does the post office shorten {x}?", "abbreviation of the state {x}",
+    ),
+}  # fmt: skip
+"""{x} is the place. The order counts: which paraphrases are held out depends on it."""
+
+COUNTRY_ALIASES: dict[str, tuple[str, ...]] = {
+    "US": ("USA", "U.S.", "United States of America", "America"), "GB": ("UK", "Great Britain", "Britain"),
+    "NL": ("Netherlands", "Holland"), "AE": ("UAE", "Emirates"), "CD": ("DR Congo", "DRC", "Congo-Kinshasa"),
+    "CG": ("Congo-Brazzaville",), "CI": ("Cote d'Ivoire",), "CZ": ("Czech Republic",), "MM": ("Burma",),
+    "CV": ("Cape Verde",), "SZ": ("Swaziland",), "MK": ("Macedonia",), "TL": ("East Timor",), "TR": ("Türkiye",),
+    "VA": ("Vatican City", "Holy See"), "RU": ("Russian Federation",), "KR": ("Republic of Korea",), "KP": ("DPRK",),
+    "CN": ("People's Republic of China", "PRC"), "IR": ("Persia",), "PS": ("Palestine",), "VN": ("Viet Nam",),
+    "BA": ("Bosnia",), "DE": ("Deutschland",), "ES": ("España",), "JP": ("Nippon",), "CH": ("Schweiz", "Suisse"),
+    "AT": ("Österreich",), "BR": ("Brasil",), "MX": ("México",), "IT": ("Italia",), "GR": ("Hellas",),
+    "SE": ("Sverige",), "NO": ("Norge",), "FI": ("Suomi",), "DK": ("Danmark",), "PL": ("Polska",),
+    "HU": ("Magyarország",), "IN": ("Bharat",),
+}  # fmt: skip
+"""Country code -> what people call the country beside its name in the data."""
+
+LANGUAGES: dict[str, str] = {
+    "en": "English", "fr": "French", "es": "Spanish", "ar": "Arabic", "ru": "Russian", "zh": "Chinese",
+    "pt": "Portuguese", "de": "German", "it": "Italian", "nl": "Dutch", "hu": "Hungarian", "sr": "Serbian",
+    "hy": "Armenian", "ur": "Urdu", "sq": "Albanian", "tr": "Turkish", "rom": "Romani", "ms": "Malay", "sw": "Swahili",
+    "ca": "Catalan", "fa": "Persian", "uz": "Uzbek", "hr": "Croatian", "pap": "Papiamento", "sv": "Swedish",
+    "da": "Danish", "ta": "Tamil", "ku": "Kurdish", "el": "Greek", "sm": "Samoan", "sl": "Slovenian",
+    "az": "Azerbaijani", "bs": "Bosnian", "ln": "Lingala", "kg": "Kongo", "so": "Somali", "fi": "Finnish",
+    "wo": "Wolof", "pa": "Punjabi", "no": "Norwegian", "pl": "Polish", "fil": "Filipino", "ha": "Hausa", "hi": "Hindi",
+    "ps": "Pashto", "tk": "Turkmen", "gn": "Guarani", "to": "Tongan", "bn": "Bengali", "qu": "Quechua", "ay": "Aymara",
+    "tn": "Tswana", "mi": "Maori", "yue": "Cantonese", "sk": "Slovak", "fo": "Faroese", "ti": "Tigrinya",
+    "eu": "Basque", "oc": "Occitan", "co": "Corsican", "ff": "Fula", "ch": "Chamorro", "id": "Indonesian",
+    "jv": "Javanese", "te": "Telugu", "ml": "Malayalam", "ne": "Nepali", "sd": "Sindhi", "ja": "Japanese",
+    "km": "Khmer", "ko": "Korean", "st": "Sotho", "zu": "Zulu", "xh": "Xhosa", "lt": "Lithuanian", "ro": "Romanian",
+    "tl": "Tagalog", "ny": "Chichewa", "th": "Thai", "af": "Afrikaans", "se": "Northern Sami", "tpi": "Tok Pisin",
+    "ss": "Swati", "tg": "Tajik", "bg": "Bulgarian", "rn": "Kirundi", "dz": "Dzongkha", "be": "Belarusian",
+    "iu": "Inuktitut", "sg": "Sango", "rm": "Romansh", "ug": "Uyghur", "cs": "Czech", "et": "Estonian",
+    "gl": "Galician", "am": "Amharic", "om": "Oromo", "fj": "Fijian", "br": "Breton", "cy": "Welsh",
+    "gd": "Scottish Gaelic", "ka": "Georgian", "ak": "Akan", "tw": "Twi", "kl": "Greenlandic", "ht": "Haitian Creole",
+    "ga": "Irish", "he": "Hebrew", "gv": "Manx", "mr": "Marathi", "gu": "Gujarati", "kn": "Kannada", "or": "Odia",
+    "as": "Assamese", "is": "Icelandic", "sc": "Sardinian", "ky": "Kyrgyz", "kk": "Kazakh", "lo": "Lao",
+    "si": "Sinhala", "lb": "Luxembourgish", "lv": "Latvian", "mg": "Malagasy", "mh": "Marshallese", "mk": "Macedonian",
+    "bm": "Bambara", "my": "Burmese", "mn": "Mongolian", "mt": "Maltese", "dv": "Dhivehi", "yo": "Yoruba",
+    "ig": "Igbo", "fy": "Frisian", "nb": "Norwegian Bokmål", "nn": "Norwegian Nynorsk", "na": "Nauruan",
+    "ty": "Tahitian", "ceb": "Cebuano", "tt": "Tatar", "rw": "Kinyarwanda", "uk": "Ukrainian", "lg": "Luganda",
+    "haw": "Hawaiian", "la": "Latin", "vi": "Vietnamese", "bi": "Bislama", "ts": "Tsonga", "ve": "Venda",
+    "sn": "Shona", "nd": "Ndebele", "tet": "Tetum",
+}  # fmt: skip
+"""Language code -> English name, for the languages that a country of the data speaks and that have a common name."""

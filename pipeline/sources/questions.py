@@ -1,0 +1,128 @@
+"""Questions with the fact that answers them: SimpleQuestions files, any table with a header, or generated ones."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from memory_store.errors import ConfigError, EmptyInput, InputError
+from pipeline.facts import clean, entity_ids, relation_ids
+from pipeline.sources.builtin import is_builtin, read_builtin_questions
+from pipeline.sources.files import SourceFile, find_files, open_stream
+
+__all__ = ["QUESTIONS_SCHEMA", "SPLITS", "read_questions"]
+
+QUESTIONS_SCHEMA = pa.schema(
+    [
+        ("question", pa.string()),
+        ("subject_id", pa.string()),
+        ("relation", pa.string()),
+        ("object_id", pa.string()),  # null where the file does not say it
+    ]
+)
+"""A question and the fact it asks for; ids in the spelling that facts have."""
+
+SPLITS = ("train", "valid", "test")
+
+_SIMPLE_QUESTIONS = ("subject_id", "relation", "object_id", "question")
+_COLUMNS = {
+    "question": ("question", "text"),
+    "subject_id": ("subject_id", "subject", "head", "entity_id"),
+    "relation": ("relation", "predicate", "property"),
+    "object_id": ("object_id", "object", "tail", "answer_id"),
+}
+_QUESTION_FILE = re.compile(r"annotated_fb_data_(?P<simple>\w+?)\.|questions?[_-](?P<other>\w+?)\.", re.IGNORECASE)
+
+
+def read_questions(source: str, split: str | None = None) -> pa.Table:
+    """A table of QUESTIONS_SCHEMA, in the order of the files.
+
+    source: builtin:geonames, a file, a glob or a directory of annotated_fb_data_<split>.txt or questions_<split>.tsv
+    files, plain or compressed: 4 columns (subject, relation, object, question), or a header with the names of
+    QUESTIONS_SCHEMA in any order. split: "train", "valid" or "test"; None reads all of them, and a single file is
+    read whatever its name. Raises InputError with file and line, EmptyInput, ConfigError for an unknown split.
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
+    if is_builtin(source):
+        return read_builtin_questions(source, split).cast(QUESTIONS_SCHEMA)
+    files = find_files(source)
+    if len(files) > 1 or files[0].name != PurePosixPath(source).name:
+        files = [file for file in files if _split_of(file) in (SPLITS if split is None else (split,))]
+    tables = [_read(file) for file in files]
+    if not any(table.num_rows for table in tables):
+        expected = f"annotated_fb_data_{split or '<split>'}.txt or questions_{split or '<split>'}.tsv"
+        raise EmptyInput(f"there are no questions in {source}; expected a file such as {expected}")
+    return pa.concat_tables(tables)
+
+
+def _split_of(file: SourceFile) -> str | None:
+    match = _QUESTION_FILE.match(file.name)
+    return (match["simple"] or match["other"]).lower() if match else None
+
+
+def _read(file: SourceFile) -> pa.Table:
+    if file.suffix in (".parquet", ".pq"):
+        with open_stream(file) as stream:
+            table = pq.read_table(stream)
+        numbers = _positions(file, table.column_names)
+        columns = {name: pc.fill_null(table.column(at).cast(pa.string()), "") for name, at in numbers.items()}
+        return _table(file, columns, list(range(1, table.num_rows + 1)))
+    with open_stream(file) as stream:
+        try:
+            text = stream.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file.shown}: not UTF-8 at byte {error.start:,}; convert the file") from None
+    lines = [
+        (number, line) for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1) if line.strip()
+    ]
+    if not lines:
+        return QUESTIONS_SCHEMA.empty_table()
+    rows = [next(csv.reader([line])) if file.suffix == ".csv" else line.split("\t") for _, line in lines]
+    if _known(rows[0]):
+        numbers, width = _positions(file, rows[0]), len(rows[0])
+        lines, rows = lines[1:], rows[1:]
+    else:
+        numbers, width = {name: at for at, name in enumerate(_SIMPLE_QUESTIONS)}, len(_SIMPLE_QUESTIONS)
+        rows = [[*row[:3], " ".join(row[3:])] if len(row) > width else row for row in rows]  # a question may hold tabs
+    for (number, line), row in zip(lines, rows, strict=True):
+        if len(row) != width:
+            raise InputError(f"{file.shown}, line {number}: expected {width} columns, found {len(row)}: {line:.200}")
+    columns = {
+        name: pa.chunked_array([pa.array([row[at] for row in rows], pa.string())]) for name, at in numbers.items()
+    }
+    return _table(file, columns, [number for number, _ in lines])
+
+
+def _known(header: Sequence[str]) -> bool:
+    found = {column.strip().lower() for column in header}
+    return "question" in found and bool(found & set(_COLUMNS["relation"]))
+
+
+def _positions(file: SourceFile, header: Sequence[str]) -> dict[str, int]:
+    found = [column.strip().lower() for column in header]
+    positions = {}
+    for meaning, names in _COLUMNS.items():
+        at = next((found.index(name) for name in names if name in found), None)
+        if at is not None:
+            positions[meaning] = at
+        elif meaning != "object_id":
+            raise InputError(f"{file.shown}: expected a column {meaning}, found {', '.join(header)}")
+    return positions
+
+
+def _table(file: SourceFile, columns: dict[str, pa.ChunkedArray], lines: Sequence[int]) -> pa.Table:
+    cleaned = {name: clean(column.combine_chunks()) for name, column in columns.items()}
+    cleaned["subject_id"] = entity_ids(cleaned["subject_id"])
+    cleaned["relation"] = relation_ids(cleaned["relation"])
+    object_id = cleaned.get("object_id", pa.nulls(len(lines), pa.string()))
+    cleaned["object_id"] = entity_ids(pc.if_else(pc.equal(object_id, ""), pa.scalar(None, pa.string()), object_id))
+    for name in ("question", "subject_id", "relation"):
+        row = pc.index(cleaned[name], "").as_py()
+        if row >= 0:
+            raise InputError(f"{file.shown}, line {lines[row]}: empty {name}; correct or remove the line")
+    return pa.table([cleaned[name] for name in QUESTIONS_SCHEMA.names], schema=QUESTIONS_SCHEMA)
