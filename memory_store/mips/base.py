@@ -42,10 +42,14 @@ class ShardVectors:
     def gather(self, rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
         """Copy rows [C] out as float32 [C, D], in the order asked."""
         out_CD = np.empty((len(rows_C), self.dim), dtype=np.float32)
-        chunk_C = np.searchsorted(self.starts, rows_C, side="right") - 1
-        for number in np.unique(chunk_C):
-            at = chunk_C == number
-            out_CD[at] = self.chunks[number][rows_C[at] - self.starts[number]]
+        if len(self.chunks) == 1 and self.chunks[0].dtype == np.float32:
+            return self.chunks[0].take(rows_C, axis=0, out=out_CD, mode="clip")
+        order_C = np.argsort(rows_C, kind="stable")
+        sorted_C = rows_C[order_C]
+        ends = np.searchsorted(sorted_C, self.starts)
+        for number in map(int, np.flatnonzero(ends[1:] > ends[:-1])):
+            piece = slice(ends[number], ends[number + 1])
+            out_CD[order_C[piece]] = self.chunks[number][sorted_C[piece] - self.starts[number]]
         return out_CD
 
 

@@ -1,61 +1,210 @@
-"""The default index: exact search by scanning every row, proven equal to float64 brute force."""
+"""The default index: every row is scanned cheaply, and what the scan could hide is proven away or searched again."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from memory_store.mips.base import MipsIndex, ShardVectors, check_queries
-from memory_store.mips.rescore import score_pairs
-from memory_store.topk import PartialTopK, merge, select
+from memory_store.errors import UnknownIndex
+from memory_store.mips.base import ShardVectors, check_queries
+from memory_store.mips.calibrate import FEW_QUERIES, PRECISIONS, ScanPlan, is_sound, measured_plan
+from memory_store.mips.dense import search_dense
+from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS, encode, padded
+from memory_store.mips.scan import BlockScan, CopyScan, Scratch, StoredScan
+from memory_store.mips.shortlist import Settled, settle
+from memory_store.mips.workers import Workers
+from memory_store.topk import NO_FACT, PartialTopK
 
-# N rows in the shard, n rows in a block, D dimension, B queries, K slots, P candidate pairs
+# N rows in the shard, G groups of rows in a band, S bands, D dimension, B queries, b of them in a scan, K slots
 
-__all__ = ["ExactIndex", "build_exact"]
+__all__ = ["ExactIndex", "SearchCounts", "build_exact"]
 
-_BLOCK_ROWS = 8192
+_MOST_COLUMNS = 128  # queries scanned at once: bound by arithmetic already, and 32 MiB hold the bounds of 1M rows
+_COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
+_ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, most groups would have to be scored anyway
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCounts:
+    """How an index found its answers so far. escalated: queries that the scan of each name could not prove."""
+
+    queries: int
+    scored_rows: int
+    escalated: Mapping[str, int]
 
 
 class ExactIndex:
-    """Exact search: a float64 product per block of rows, then the true score of every row that may be in the top k."""
+    """Exact search: upper bounds from a scan in low precision, true scores of all that reaches the top k, a proof.
 
-    def __init__(self, vectors: ShardVectors) -> None:
+    A query for which too many rows come near is searched again in higher precision: int8 or bfloat16, float32, float64.
+    """
+
+    def __init__(self, vectors: ShardVectors, plan: ScanPlan, workers: Workers) -> None:
+        self.plan = plan
         self._vectors = vectors
+        self._workers = workers
+        self._scans: dict[str, BlockScan] = {}
+        if plan.needs_scan:
+            copy_ND, bounds = encode(vectors, plan.copy, workers)
+            if plan.copy is not None and copy_ND is not None:
+                self._scans[plan.copy] = CopyScan(plan.copy, copy_ND, bounds)
+            self._scans["float32"] = StoredScan(vectors, bounds)
+        self._lock = threading.Lock()
+        self._idle_workspace: _Workspace | None = None
+        self._queries = 0
+        self._scored_rows = 0
+        self._escalated = dict.fromkeys(self._scans, 0)
 
     @property
     def nbytes(self) -> int:
-        return 0
+        workspace = self._idle_workspace
+        return sum(scan.nbytes for scan in self._scans.values()) + (workspace.nbytes if workspace is not None else 0)
+
+    @property
+    def counts(self) -> SearchCounts:
+        """What the searches so far had to do."""
+        with self._lock:
+            return SearchCounts(queries=self._queries, scored_rows=self._scored_rows, escalated=dict(self._escalated))
 
     def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
         """The k facts of largest inner product per query; see MipsIndex.search."""
-        queries64_BD = check_queries(queries_BD, self._vectors.dim, k).astype(np.float64)
-        batch = len(queries64_BD)
-        nothing = np.empty((batch, 0), dtype=np.int64)
-        best = select(nothing, nothing.astype(np.float64), k)
-        for start in range(0, self._vectors.num_rows, _BLOCK_ROWS):
-            rows_n = np.arange(start, min(start + _BLOCK_ROWS, self._vectors.num_rows))
-            best = merge([best, self._search_block(rows_n, queries64_BD, k)], k)
-        return best
+        wide_BD = check_queries(queries_BD, self._vectors.dim, k).astype(np.float64)
+        answer = PartialTopK(
+            fact_ids_BK=np.full((len(wide_BD), k), NO_FACT, dtype=np.int64),
+            scores_BK=np.full((len(wide_BD), k), -np.inf),
+        )
+        zero_B: NDArray[np.bool_] = ~np.any(wide_BD, axis=1)
+        if zero_B.any():
+            self._answer_zero_queries(zero_B, answer)
+        pending = np.flatnonzero(~zero_B)
+        if k * _ROWS_PER_SLOT <= self._vectors.num_rows:
+            for name in self.plan.levels(len(pending)):
+                pending = self._answer_by_scan(name, wide_BD, k, pending, answer)
+        for start in range(0, len(pending), _MOST_COLUMNS):
+            chunk = pending[start : start + _MOST_COLUMNS]
+            _fill(answer, chunk, search_dense(self._vectors, wide_BD[chunk], k, self._workers))
+        with self._lock:
+            self._queries += len(wide_BD)
+        return answer
 
-    def _search_block(self, rows_n: NDArray[np.int64], queries64_BD: NDArray[np.float64], k: int) -> PartialTopK:
-        block_nD = self._vectors.gather(rows_n).astype(np.float64)
-        scores_Bn = queries64_BD @ block_nD.T
-        # A product's order of summation may differ from the true score's: 2 D units of |q| |x| cover both.
-        norms_n = np.linalg.norm(block_nD, axis=1)
-        slack_B = np.linalg.norm(queries64_BD, axis=1) * norms_n.max() * (2 * self._vectors.dim + 8) * 2.0**-52
-        at = max(len(rows_n) - k, 0)
-        threshold_B = np.partition(scores_Bn, at, axis=1)[:, at] - 2 * slack_B
-        query_P, column_P = np.nonzero(scores_Bn >= threshold_B[:, None])
-        scores_P = score_pairs(self._vectors, rows_n[column_P], queries64_BD, query_P)
-        counts_B = np.bincount(query_P, minlength=len(queries64_BD))
-        slot_P = np.arange(len(query_P)) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
-        ids_BC = np.full((len(queries64_BD), counts_B.max()), -1, dtype=np.int64)
-        scores_BC = np.full(ids_BC.shape, -np.inf)
-        ids_BC[query_P, slot_P] = self._vectors.fact_ids_N[rows_n[column_P]]
-        scores_BC[query_P, slot_P] = scores_P
-        return select(ids_BC, scores_BC, k)
+    def _answer_zero_queries(self, zero_B: NDArray[np.bool_], answer: PartialTopK) -> None:
+        """Every row scores 0, so the smallest ids win."""
+        ids_N, k = self._vectors.fact_ids_N, answer.fact_ids_BK.shape[1]
+        smallest_K = np.sort(np.partition(ids_N, k)[:k] if k < len(ids_N) else ids_N)
+        answer.fact_ids_BK[zero_B, : len(smallest_K)] = smallest_K
+        answer.scores_BK[zero_B, : len(smallest_K)] = 0.0
+
+    def _answer_by_scan(
+        self, name: str, queries_BD: NDArray[np.float64], k: int, pending: NDArray[np.int64], answer: PartialTopK
+    ) -> NDArray[np.int64]:
+        """Fill in the answers that the scan of this name can prove; returns the queries that it could not."""
+        with self._lock:
+            workspace, self._idle_workspace = self._idle_workspace or _Workspace(self._workers.count), None
+        unproven = [pending[:0]]
+        scored_rows = 0
+        for chunk in _column_chunks(pending):
+            for part, settled in self._scan_chunk(self._scans[name], queries_BD[chunk], k, workspace):
+                _fill(answer, chunk[part], settled.answer)
+                unproven.append(chunk[part][~settled.settled_b])
+                scored_rows += settled.scored_rows
+        left = np.concatenate(unproven)
+        with self._lock:
+            self._idle_workspace = workspace
+            self._scored_rows += scored_rows
+            self._escalated[name] += len(left)
+        return left
+
+    def _scan_chunk(
+        self, scan: BlockScan, queries_bD: NDArray[np.float64], k: int, workspace: "_Workspace"
+    ) -> list[tuple[slice, Settled]]:
+        """First the workers share the rows, to bound them all; then they share the queries, to settle each."""
+        batch, dim = queries_bD.shape
+        columns = _padded_columns(batch)
+        num_groups = padded(self._vectors.num_rows) // GROUP_ROWS
+        num_bands = -(-num_groups // BAND_GROUPS)
+        bounds_GB = workspace.shared.take("bounds", (num_bands * BAND_GROUPS, columns), torch.float32)
+        bands_SB = workspace.shared.take("bands", (num_bands, columns), torch.float32)
+        bounds_GB[num_groups:] = -torch.inf
+        queries = scan.prepare(np.concatenate([queries_bD, np.zeros((columns - batch, dim))]))
+        block_groups = scan.block_rows(columns, -(-self._vectors.num_rows // self._workers.count)) // GROUP_ROWS
+        blocks = iter(range(0, num_bands * BAND_GROUPS, block_groups))
+
+        def bound_rows(worker: int) -> None:
+            for start in blocks:
+                groups = slice(start, min(start + block_groups, num_groups))
+                scan.scan(groups, queries, workspace.of_worker[worker], bounds_GB[groups])
+                bands = slice(start // BAND_GROUPS, -(-groups.stop // BAND_GROUPS))
+                whole_GB = bounds_GB[start : bands.stop * BAND_GROUPS]
+                torch.amax(whole_GB.view(-1, BAND_GROUPS, columns), dim=1, out=bands_SB[bands])
+
+        self._workers.run(bound_rows)
+        bounds_SGB = bounds_GB.numpy().reshape(num_bands, BAND_GROUPS, columns)
+        parts = _shares(batch, self._workers.count)
+        settled: list[tuple[slice, Settled]] = []
+
+        def settle_queries(worker: int) -> None:
+            part = parts[worker]
+            if part.start < part.stop:
+                found = settle(
+                    self._vectors,
+                    queries_bD[part],
+                    k,
+                    unit_b=queries.bounds.unit_B[part],
+                    bounds_SGb=bounds_SGB[:, :, part],
+                    bands_Sb=bands_SB.numpy()[:, part],
+                    # A scan in float32 costs about as much per query as scoring one row in 64.
+                    most_groups=2 * k + 64 + num_groups // 64,
+                )
+                settled.append((part, found))
+
+        self._workers.run(settle_queries)
+        return settled
 
 
-def build_exact(vectors: ShardVectors, options: Mapping[str, str], threads: int) -> MipsIndex:
-    """Build the index `exact`."""
-    return ExactIndex(vectors)
+class _Workspace:
+    """The buffers of one running search, kept for the next."""
+
+    def __init__(self, workers: int) -> None:
+        self.shared = Scratch()
+        self.of_worker = [Scratch() for _ in range(workers)]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shared.nbytes + sum(scratch.nbytes for scratch in self.of_worker)
+
+
+def build_exact(vectors: ShardVectors, options: Mapping[str, str], threads: int) -> ExactIndex:
+    """Build the index `exact`; the option `scan` fixes the precision that is otherwise chosen by measurement."""
+    scan = options.get("scan", "auto")
+    workers = Workers(threads)
+    if scan == "auto":
+        return ExactIndex(vectors, measured_plan(vectors.num_rows, vectors.dim), workers)
+    if scan not in PRECISIONS:
+        raise UnknownIndex(f"expected exact?scan= one of auto, {', '.join(PRECISIONS)}; found {scan!r}")
+    return ExactIndex(vectors, PRECISIONS[scan if is_sound(scan, vectors.dim) else "float32"], workers)
+
+
+def _column_chunks(pending: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    width = (
+        1 if len(pending) <= FEW_QUERIES else _MOST_COLUMNS
+    )  # a scan with one query is more than twice as fast as with two
+    for start in range(0, len(pending), width):
+        yield pending[start : start + width]
+
+
+def _padded_columns(batch: int) -> int:
+    return 1 if batch == 1 else -(-batch // _COLUMN_STEP) * _COLUMN_STEP
+
+
+def _shares(items: int, count: int) -> list[slice]:
+    ends = [items * number // count for number in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def _fill(answer: PartialTopK, queries: NDArray[np.int64], found: PartialTopK) -> None:
+    answer.fact_ids_BK[queries] = found.fact_ids_BK
+    answer.scores_BK[queries] = found.scores_BK

@@ -17,6 +17,9 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 name="exact",
                 summary="every row is scanned; the answer is proven equal to float64 brute force",
                 exact=True,
+                options={
+                    "scan": "precision of the scan: auto (measured, the default), int8, bfloat16, float32, float64"
+                },
                 build=build_exact,
             )
         ]

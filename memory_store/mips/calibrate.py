@@ -1,0 +1,138 @@
+"""Which precision scans fastest here: measured once per process and dimension, among kernels that keep the proof."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_store.mips.base import ShardVectors
+from memory_store.mips.encode import COPY_DTYPES, GROUP_ROWS, CopyPrecision, encode
+from memory_store.mips.scan import BlockScan, CopyScan, ScanQueries, Scratch, StoredScan
+from memory_store.mips.workers import Workers
+
+# N rows, G groups of rows, D dimension, B queries
+
+__all__ = ["FEW_QUERIES", "PRECISIONS", "ScanPlan", "is_sound", "measured_plan"]
+
+FEW_QUERIES = 2  # up to here, reading the rows takes the time; beyond, multiplying does
+_MANY = 128
+_PROBED_COLUMNS = (1, *range(16, 129, 16))  # the widths that a search uses
+_UNMEASURED_ROWS = 8192  # with so few rows any precision will do, and float32 needs no copy
+_SLICE_ROWS = 8192
+_REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanPlan:
+    """copy: the low precision kept in memory, if any. few, many: precision of the first scan by size of the batch.
+
+    A precision of "float64" means no scan at all.
+    """
+
+    copy: CopyPrecision | None
+    few: str
+    many: str
+
+    @property
+    def needs_scan(self) -> bool:
+        return self.many != "float64"
+
+    def levels(self, batch: int) -> tuple[str, ...]:
+        """The scans to try in turn, before the float64 search that always succeeds."""
+        first = self.few if batch <= FEW_QUERIES else self.many
+        return () if first == "float64" else tuple(dict.fromkeys([first, "float32"]))
+
+
+PRECISIONS: Final[Mapping[str, ScanPlan]] = MappingProxyType(
+    {
+        "int8": ScanPlan(copy="int8", few="int8", many="int8"),
+        "bfloat16": ScanPlan(copy="bfloat16", few="bfloat16", many="bfloat16"),
+        "float32": ScanPlan(copy=None, few="float32", many="float32"),
+        "float64": ScanPlan(copy=None, few="float64", many="float64"),
+    }
+)
+
+
+def measured_plan(num_rows: int, dim: int) -> ScanPlan:
+    """The plan for an index of this size: float32 for few rows, else what is fastest on this processor.
+
+    Whatever is chosen, the answers are the same; a copy is kept only where it pays.
+    """
+    return PRECISIONS["float32"] if num_rows <= _UNMEASURED_ROWS else _fastest(dim)
+
+
+@lru_cache(maxsize=64)
+def _fastest(dim: int) -> ScanPlan:
+    rows_ND = np.random.default_rng(0).standard_normal((_SLICE_ROWS, dim), dtype=np.float32)
+    workers = Workers(1)
+    scans = {
+        name: _build_scan(name, rows_ND, workers) for name in ("int8", "bfloat16", "float32") if is_sound(name, dim)
+    }
+    queries_BD = rows_ND[:_MANY].astype(np.float64)
+    many_s = _time(scans, queries_BD, workers)
+    few_s = _time(scans, queries_BD[:1], workers)
+    many = min(many_s, key=many_s.__getitem__)
+    copy = PRECISIONS[many].copy
+    few = min((name for name in few_s if PRECISIONS[name].copy in (copy, None)), key=few_s.__getitem__)
+    return ScanPlan(copy=copy, few=few, many=many)
+
+
+@lru_cache(maxsize=64)
+def is_sound(name: str, dim: int) -> bool:
+    """Whether torch's product in this precision is there, and keeps what the proof assumes of it, for this dimension.
+
+    Not every build does: without VNNI, int8 products are added in 16 bits that overflow; and torch 2.13 answers
+    nonsense for int8 rows of one value.
+    """
+    if name not in COPY_DTYPES:
+        return True
+    hard_ND = _hard_rows(dim)
+    try:
+        scan = _build_scan(name, hard_ND, Workers(1))
+        return isinstance(scan, CopyScan) and all(
+            scan.keeps_its_promise(hard_ND[:columns].astype(np.float64)) for columns in _PROBED_COLUMNS
+        )
+    except (AttributeError, NotImplementedError, RuntimeError):  # how torch says that a product is not there
+        return False
+
+
+def _hard_rows(dim: int) -> NDArray[np.float32]:
+    """Rows that, as queries of each other, overflow 16-bit sums and lose small terms in sums of too few bits."""
+    tail_D = np.full(dim, 2.0**-9, dtype=np.float32)
+    tail_D[0] = 1.0
+    alike_4D = np.stack([np.ones(dim, dtype=np.float32), -np.ones(dim, dtype=np.float32), tail_D, tail_D[::-1]])
+    random_nD = np.random.default_rng(0).standard_normal((_MANY, dim), dtype=np.float32)
+    return np.concatenate([np.repeat(alike_4D, GROUP_ROWS, axis=0), random_nD])[::-1].copy()
+
+
+def _build_scan(name: str, rows_ND: NDArray[np.float32], workers: Workers) -> BlockScan:
+    vectors = ShardVectors(np.arange(len(rows_ND)), [rows_ND], rows_ND.shape[1])
+    copy = PRECISIONS[name].copy
+    copy_ND, bounds = encode(vectors, copy, workers)
+    return StoredScan(vectors, bounds) if copy is None or copy_ND is None else CopyScan(copy, copy_ND, bounds)
+
+
+def _time(scans: Mapping[str, BlockScan], queries_BD: NDArray[np.float64], workers: Workers) -> dict[str, float]:
+    """Seconds of one scan of the slice, the best of a few, taken in turns so that noise falls on all alike."""
+    best_s = dict.fromkeys(scans, float("inf"))
+    scratch = Scratch()
+    for _ in range(_REPEATS):
+        for name, scan in scans.items():
+            queries = scan.prepare(queries_BD)
+            bounds_GB = torch.empty((scan.num_groups, len(queries_BD)))
+            scan_slice = partial(_scan_all, scan, queries, scratch, bounds_GB)
+            started_s = time.perf_counter()
+            workers.run(scan_slice)
+            best_s[name] = min(best_s[name], time.perf_counter() - started_s)
+    return best_s
+
+
+def _scan_all(scan: BlockScan, queries: ScanQueries, scratch: Scratch, bounds_GB: Tensor, _worker: int) -> None:
+    scan.scan(slice(0, scan.num_groups), queries, scratch, bounds_GB)

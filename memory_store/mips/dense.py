@@ -1,0 +1,82 @@
+"""The last resort and the small case: float64 products with every row, then true scores of all that come near."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memory_store.mips.base import ShardVectors
+from memory_store.mips.encode import copy_rows
+from memory_store.mips.rescore import score_pairs
+from memory_store.mips.shortlist import best_of_pairs
+from memory_store.mips.workers import Workers
+from memory_store.topk import PartialTopK, merge
+
+# N rows, n rows in a block, D dimension, B queries, K slots, P candidate pairs
+
+__all__ = ["first_copies", "search_dense"]
+
+_BLOCK_VALUES = 2**19  # products or row values in a block: 4 MiB of float64
+_CROWD = 4  # more candidates than this many times k per query: look closer before scoring them all
+
+
+def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int, workers: Workers) -> PartialTopK:
+    """The top k by float64 products of every row; right for any vectors and any k."""
+    block_rows = max(_BLOCK_VALUES // max(vectors.dim, len(queries_BD)), 64)
+    starts = iter(range(0, vectors.num_rows, block_rows))
+    nothing = best_of_pairs(_no_ints(), _no_ints(), np.empty(0), batch=len(queries_BD), k=k)
+    best = [nothing] * workers.count
+
+    def work(worker: int) -> None:
+        for start in starts:
+            stop = min(start + block_rows, vectors.num_rows)
+            found = _search_block(vectors, slice(start, stop), queries_BD, k, best[worker].scores_BK[:, -1])
+            best[worker] = merge([best[worker], found], k)
+
+    workers.run(work)
+    return merge(best, k)
+
+
+def _search_block(
+    vectors: ShardVectors, rows: slice, queries_BD: NDArray[np.float64], k: int, floor_B: NDArray[np.float64]
+) -> PartialTopK:
+    """The top k of a block, but only those that reach the floor, which k rows elsewhere are known to reach."""
+    batch, dim = queries_BD.shape
+    num_rows = rows.stop - rows.start
+    block_nD = np.empty((num_rows, dim), dtype=np.float32)
+    copy_rows(vectors, rows.start, 1.0, block_nD)
+    wide_nD = block_nD.astype(np.float64)
+    products_Bn = torch.mm(torch.from_numpy(queries_BD), torch.from_numpy(wide_nD).t()).numpy()
+    # The product and the true score add the same exact terms, each in its own order.
+    longest = np.sqrt(np.square(wide_nD).sum(axis=1).max())
+    slack_B = np.linalg.norm(queries_BD, axis=1) * longest * (dim + 8) * 2.0**-51
+    near_Bn = products_Bn >= (floor_B - slack_B)[:, None]
+    crowd = _CROWD * k * batch
+    if num_rows > k and np.count_nonzero(near_Bn) > crowd:
+        kth_B = np.partition(products_Bn, num_rows - k, axis=1)[:, num_rows - k]
+        near_Bn &= products_Bn >= (kth_B - 2 * slack_B)[:, None]
+        if np.count_nonzero(near_Bn) > crowd:
+            near_Bn &= first_copies(block_nD, vectors.fact_ids_N[rows], k)
+    query_P, column_P = np.nonzero(near_Bn)
+    score_P = score_pairs(vectors, column_P + rows.start, queries_BD, query_P)
+    return best_of_pairs(query_P, vectors.fact_ids_N[column_P + rows.start], score_P, batch=batch, k=k)
+
+
+def first_copies(rows_nD: NDArray[np.float32], fact_ids_n: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """False for rows that k identical rows of smaller id precede: they score the same, so no top k needs them."""
+    bits_nD = (rows_nD + np.float32(0)).view(np.uint32).astype(np.uint64)  # adding 0 turns -0 into 0
+    multipliers_D = np.random.default_rng(0).integers(2**64, size=rows_nD.shape[1], dtype=np.uint64) | np.uint64(1)
+    hash_n = (bits_nD * multipliers_D).sum(axis=1, dtype=np.uint64)
+    order_n = np.lexsort((fact_ids_n, hash_n))
+    ordered_nD = bits_nD[order_n]
+    # Equal hashes bring identical rows together; only identical values make them copies.
+    starts_n = np.ones(len(order_n), dtype=np.bool_)
+    starts_n[1:] = (ordered_nD[1:] != ordered_nD[:-1]).any(axis=1)
+    positions_n = np.arange(len(order_n))
+    copy_n = positions_n - np.maximum.accumulate(np.where(starts_n, positions_n, 0))
+    keep_n = np.empty(len(order_n), dtype=np.bool_)
+    keep_n[order_n] = copy_n < k
+    return keep_n
+
+
+def _no_ints() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
