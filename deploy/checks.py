@@ -204,7 +204,7 @@ def check_token(environment: Mapping[str, str], home: Path) -> Check:
             name="ray token",
             level=Level.WARN,
             found=f"{shown}, but no token in RAY_AUTH_TOKEN or {path}",
-            advice="a local Ray makes one; for a cluster copy its token there, or set RAY_AUTH_MODE=disabled everywhere",
+            advice="a local Ray makes one; for a cluster, copy its token there",
         )
     found = f"{shown}; " + (f"token in {where}" if where else "no token yet")
     return Check(name="ray token", level=Level.OK, found=found)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import ray
 
@@ -57,7 +58,7 @@ def check_ray(timeout_s: float = TIMEOUT_S) -> Check:
 
 def _probe() -> None:
     ensure_ray(num_cpus=1)
-    echo = ray.remote(num_cpus=0)(Echo).remote()
+    echo: Any = ray.remote(num_cpus=0)(Echo).remote()
     if ray.get(echo.say.remote("here"), timeout=60) != "here":
         raise SystemExit("the actor answered something else")
 
