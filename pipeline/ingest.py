@@ -27,7 +27,7 @@ from pipeline.features import FEATURES_VERSION
 from pipeline.plan import Plan, plan_ingest
 from pipeline.quarantine import write_quarantine
 from pipeline.sources.files import SEGMENT_BYTES
-from pipeline.staging import STAGING, Reduced, Staged, look_up_names, reduce_bucket, rejected_rows, stage_piece
+from pipeline.staging import Reduced, Staged, look_up_names, reduce_bucket, rejected_rows, remove_staging, stage_piece
 from pipeline.work import run_steps
 
 __all__ = ["ROWS_PER_PART", "IngestSummary", "ingest"]
@@ -36,7 +36,7 @@ ROWS_PER_PART = 65_536
 """Triples that a part is made for; what a reduce step holds in memory, about 2 KiB each with names and features."""
 
 Answer = TypeVar("Answer")
-Steps = Callable[[Callable[[Any], Any], Sequence[Any]], Generator[tuple[int, Any]]]
+Steps = Callable[[Callable[[], Callable[[Any], Any]], Sequence[Any]], Generator[tuple[int, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class _Run:
         plan = self.plan
         if plan.up_to_date:
             assert plan.parent is not None, "what is up to date is there"
-            self.remove_staging()
+            remove_staging(self.storage, plan.job.folder)
             return self.summary(plan.parent, started_s)
         staged = self.stage()
         quarantine = self.quarantine(staged)
@@ -144,14 +144,14 @@ class _Run:
         parts = tuple(receipt.part for receipt in receipts if receipt.part)
         refuse_duplicates(self.storage, parts)
         manifest = self.commit(parts)
-        self.remove_staging()
+        remove_staging(self.storage, plan.job.folder)
         return self.summary(manifest, started_s, staged, receipts, quarantine)
 
     def stage(self) -> list[Staged]:
         """The receipts of all segments, in the order of the sources."""
         pieces = self.plan.pieces
         answers: dict[int, list[Staged]] = {}
-        with closing(self.steps(partial(stage_piece, self.plan.job), pieces)) as running:
+        with closing(self.steps(lambda: partial(stage_piece, self.plan.job), pieces)) as running:
             for number, staged in running:
                 answers[number] = staged
                 rows = sum(receipt.triples for receipts in answers.values() for receipt in receipts)
@@ -179,7 +179,7 @@ class _Run:
         """The answers of all buckets, in their order."""
         buckets = range(self.plan.job.buckets)
         answers: dict[int, Answer] = {}
-        with closing(self.steps(step, buckets)) as running:
+        with closing(self.steps(lambda: step, buckets)) as running:
             for number, answer in running:
                 answers[number] = answer
                 self.progress(task, len(answers), len(buckets), unit="parts")
@@ -196,16 +196,6 @@ class _Run:
             parent, change, commit_id=plan.commit_id, note=f"ingest of {', '.join(plan.shown_inputs)}"[:500]
         )
         return commit(self.storage, new, requires=ParentGeneration(plan.parent_generation))
-
-    def remove_staging(self) -> None:
-        """Ours, and what others staged for a parent that is no longer the newest: their commit cannot succeed."""
-        storage = self.storage
-        newest = current_generation(storage) or 0
-        for entry in [*storage.entries(STAGING), *storage.temporaries(STAGING)]:
-            folder = entry.path.split("/")[1]
-            parent = folder.partition("-")[0]
-            if folder == self.plan.job.folder.split("/")[1] or (parent.isdigit() and int(parent) < newest):
-                storage.delete(entry.path)
 
     def summary(
         self,

@@ -6,8 +6,10 @@ is there is done. So a step may run twice, anywhere, and an ingest that was kill
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from memory_store.manifest import Part
+from memory_store.manifest import Part, current_generation
 from memory_store.parts import write_part
 from memory_store.storage import Storage
 from pipeline.facts import NAMES_SCHEMA, TRIPLES_SCHEMA, hash_texts
@@ -34,6 +36,7 @@ __all__ = [
     "look_up_names",
     "reduce_bucket",
     "rejected_rows",
+    "remove_staging",
     "stage_piece",
 ]
 
@@ -179,6 +182,25 @@ def rejected_rows(job: Job, staged: Sequence[Staged]) -> Iterator[tuple[int, dic
                 row = json.loads(text)
                 yield source, row | {"line": row["line"] + line_offset}
         line_offset += receipt.lines
+
+
+def remove_staging(storage: Storage, folder: str) -> None:
+    """Remove a staging folder, and those that stage for a generation which is no longer the newest.
+
+    What is staged for a superseded parent can never be committed: the precondition of its commit has failed.
+    """
+    newest = current_generation(storage) or 0
+    removed = {folder.removeprefix(f"{STAGING}/")}
+    for entry in [*storage.entries(STAGING), *storage.temporaries(STAGING)]:
+        name = entry.path.split("/")[1]
+        parent = name.partition("-")[0]
+        if name in removed or (parent.isdigit() and int(parent) < newest):
+            removed.add(name)
+            storage.delete(entry.path)
+    for name in removed:  # a local disk keeps empty folders, an object store has none
+        with suppress(OSError):
+            for path in [*Path(storage.url, STAGING, name).glob("*"), Path(storage.url, STAGING, name)]:
+                path.rmdir()
 
 
 def _stage_segment(storage: Storage, job: Job, source: int, segment: int, parsed: Parsed) -> Staged:

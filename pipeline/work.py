@@ -19,44 +19,77 @@ Answer = TypeVar("Answer")
 
 
 def run_steps(
-    step: Callable[[Item], Answer], items: Sequence[Item], *, backend: str, workers: int | None = None
+    make_step: Callable[[], Callable[[Item], Answer]],
+    items: Sequence[Item],
+    *,
+    backend: str,
+    workers: int | None = None,
+    keeps_state: bool = False,
 ) -> Generator[tuple[int, Answer]]:
-    """Call `step` with every item and yield (number of the item, answer) as they come.
+    """Make a step, call it with every item, and yield (number of the item, answer) as they come.
 
     "local" keeps the order of the items; "ray" does not, and may call a step twice when a worker dies, so steps are
-    idempotent. workers: how many at once on Ray; None leaves it to the cluster. An HmnError of a step is raised here
-    as it was there. The caller must exhaust or close the iterator.
+    idempotent. workers: how many at once on Ray; None leaves it to the cluster. keeps_state: making a step is costly,
+    so that each worker makes one and keeps it. An HmnError of a step is raised here as it was there; any other
+    exception is a bug and stays loud. The caller exhausts or closes the generator.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     if workers is not None and workers < 1:
         raise ConfigError(f"expected at least one worker, found {workers}")
+    if not items:
+        return
     if backend == "local":
+        step = make_step()
         yield from ((number, step(item)) for number, item in enumerate(items))
-    elif items:
-        yield from _run_on_ray(step, items, workers)
+    else:
+        yield from _run_on_ray(make_step, items, workers, keeps_state)
 
 
 def _run_on_ray(
-    step: Callable[[Item], Answer], items: Sequence[Item], workers: int | None
+    make_step: Callable[[], Callable[[Item], Answer]], items: Sequence[Item], workers: int | None, keeps_state: bool
 ) -> Generator[tuple[int, Answer]]:
     ensure_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    shipped = ray.put(list(items))
-
-    def call(row: dict[str, Any]) -> dict[str, Any]:
-        number = int(row["id"])
-        try:
-            return {"number": number, "answer": [step(ray.get(shipped)[number])], "error": None}
-        except HmnError as error:  # raised as itself by the driver; any other exception is a bug and stays loud
-            return {"number": number, "answer": [None], "error": [error]}
-
     # One block per item: a block is the unit of retry, and an item is minutes of work at most.
-    dataset = ray.data.range(len(items), override_num_blocks=len(items)).map(call, concurrency=workers)
-    for row in dataset.iter_rows():
+    numbers = ray.data.range(len(items), override_num_blocks=len(items))
+    shipped = ray.put(list(items))
+    if keeps_state:
+        cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        size = min(len(items), workers or max(1, cpus))
+        worker: Any = _Worker  # Ray accepts classes here, its annotation does not
+        answers = numbers.map(worker, fn_constructor_args=(make_step, [shipped]), concurrency=size)
+    else:
+        answers = numbers.map(lambda row: _answer(make_step(), [shipped], row), concurrency=workers)
+    for row in answers.iter_rows():
         if row["error"] is not None:
             raise row["error"][0]
         yield int(row["number"]), row["answer"][0]
+
+
+class _Worker:
+    """Keeps one step for all items that come to this process."""
+
+    def __init__(self, make_step: Callable[[], Callable[[Any], Any]], shipped: list[Any]) -> None:
+        self._make_step = make_step
+        self._step: Callable[[Any], Any] | None = None
+        self._shipped = shipped
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        def step(item: Any) -> Any:  # made here, so that an HmnError of making it is an answer too
+            self._step = self._step or self._make_step()
+            return self._step(item)
+
+        return _answer(step, self._shipped, row)
+
+
+def _answer(step: Callable[[Any], Any], shipped: list[Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Answers and errors travel inside lists: Ray Data would try to make columns of what it understands."""
+    number = int(row["id"])
+    try:
+        return {"number": number, "answer": [step(ray.get(shipped[0])[number])], "error": None}
+    except HmnError as error:
+        return {"number": number, "answer": [None], "error": [error]}

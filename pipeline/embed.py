@@ -1,0 +1,196 @@
+"""Facts into vectors: part by part, by any encoder, committed as one generation."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from memory_store.errors import CorruptFile, DimensionMismatch, EmptyInput, GenerationConflict
+from memory_store.manifest import (
+    Manifest,
+    ParentGeneration,
+    Part,
+    ReplaceVectors,
+    apply_change,
+    commit,
+    current_generation,
+    read_manifest,
+)
+from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_table, write_part
+from memory_store.progress import Progress, silent
+from memory_store.storage import Storage
+from memory_store.vectors import DTYPES, max_norm, stored_vectors
+from pipeline.staging import STAGING, remove_staging
+from pipeline.work import run_steps
+
+# N facts of a part, D dimension
+
+__all__ = ["EmbedSummary", "Encoder", "embed"]
+
+Encoder = Callable[[pa.Table], NDArray[np.float32]]
+"""A table of FACTS_SCHEMA with N rows -> float32 [N, D], one vector per fact."""
+
+_FACTS_AT_ONCE = 1 << 16  # a part of our ingest; longer parts are encoded in slices, so that memory stays bounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSummary:
+    """What an embedding did. generation: the one that holds the vectors; committed: whether this call made it.
+
+    embedded_parts: of `parts`, those that this call computed; the others were there from a call that was killed.
+    """
+
+    generation: int
+    committed: bool
+    facts: int
+    parts: int
+    embedded_parts: int
+    bytes: int
+    max_norm: float
+    seconds: float
+
+    @property
+    def facts_per_second(self) -> float:
+        return self.facts / self.seconds if self.committed and self.seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Embedded:
+    """The receipt of one part. new: computed now."""
+
+    part: Part
+    max_norm: float
+    new: bool = True
+
+
+def embed(
+    url: str,
+    encoder_factory: Callable[[], Encoder],
+    *,
+    fingerprint: str,
+    dim: int,
+    dtype: str = "float32",
+    backend: str = "local",
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> EmbedSummary:
+    """Embed every fact of the current generation and commit the vectors as the next one.
+
+    encoder_factory: makes the encoder, once in this process ("local") or in each of `workers` actors ("ray", where it
+    must be picklable). fingerprint: names the encoder and its weights; a memory that is embedded with it already stays
+    as it is. Killed and started again, it embeds the missing parts only.
+
+    Raises MemoryNotFound, EmptyInput, DimensionMismatch or InvalidVectors (NaN, infinity) for what the encoder
+    returns, GenerationConflict if another writer committed meanwhile. Whatever it raises, the memory is as it was.
+    """
+    started_s = time.monotonic()
+    storage = Storage(url)
+    stored_vectors(np.empty((0, dim), np.float32), dim, dtype)  # an unknown dtype is refused before any work
+    parent = read_manifest(storage)
+    if not parent.fact_count:
+        raise EmptyInput(f"the memory at {storage.shown} holds no facts; run `hmn ingest` first")
+    if (parent.encoder, parent.dim, parent.dtype) == (fingerprint, dim, dtype):
+        return _summary(parent, parent, [], started_s)
+    embed_id = _embed_id(parent, fingerprint, dim, dtype)
+    folder = f"{STAGING}/{parent.generation:08d}-{embed_id}"
+    make_step = partial(_EmbedPart, storage.url, encoder_factory, embed_id, folder, dim, dtype)
+    done: dict[int, _Embedded] = {}
+    steps = run_steps(make_step, parent.facts, backend=backend, workers=workers, keeps_state=True)
+    try:
+        with closing(steps) as running:
+            for number, embedded in running:
+                done[number] = embedded
+                facts = sum(receipt.part.rows for receipt in done.values())
+                progress("embed", facts, parent.fact_count, unit="facts")
+        receipts = [done[number] for number in range(len(parent.facts))]
+        change = ReplaceVectors(
+            vectors=tuple(receipt.part for receipt in receipts),
+            dim=dim,
+            dtype=dtype,
+            encoder=fingerprint,
+            max_norm=max(receipt.max_norm for receipt in receipts),
+        )
+        new = apply_change(parent, change, commit_id=f"embed-{embed_id}", note=f"embedded with {fingerprint}"[:500])
+        manifest = commit(storage, new, requires=ParentGeneration(parent.generation))
+    except (CorruptFile, FileNotFoundError) as error:
+        # Parts of a superseded generation may be swept under our hands: then we were overtaken, nothing is corrupt.
+        now = current_generation(storage)
+        if now == parent.generation:
+            raise
+        raise GenerationConflict(
+            f"another writer committed generation {now} of {storage.shown} while generation {parent.generation} was "
+            "being embedded; run again to embed what is there now"
+        ) from error
+    remove_staging(storage, folder)
+    return _summary(manifest, parent, receipts, started_s)
+
+
+class _EmbedPart:
+    """The step: one facts part to one vectors part. Keeps the encoder from part to part."""
+
+    def __init__(
+        self, url: str, encoder_factory: Callable[[], Encoder], embed_id: str, folder: str, dim: int, dtype: str
+    ) -> None:
+        self._storage = Storage(url)
+        self._encoder_factory = encoder_factory
+        self._encoder: Encoder | None = None
+        self._embed_id = embed_id
+        self._folder = folder
+        self._dim = dim
+        self._dtype = dtype
+
+    def __call__(self, part: Part) -> _Embedded:
+        storage = self._storage
+        # The name depends on the parent generation: no file that another generation names is ever written again.
+        name = xxhash.xxh3_64_hexdigest(f"{self._embed_id} {part.path} {part.checksum}".encode())
+        path, receipt = f"vectors/{self._embed_id}-{name}.arrow", f"{self._folder}/{name}.json"
+        if storage.exists(receipt):
+            fields = json.loads(storage.read_bytes(receipt))
+            done = _Embedded(part=Part(**fields["part"]), max_norm=fields["max_norm"], new=False)
+            if storage.exists(path) and storage.size(path) == done.part.bytes:
+                return done
+        facts = open_part(storage, part, FACTS_SCHEMA)
+        vectors_ND = np.empty((facts.num_rows, self._dim), dtype=DTYPES[self._dtype])
+        for start in range(0, facts.num_rows, _FACTS_AT_ONCE):
+            batch = facts.slice(start, _FACTS_AT_ONCE)
+            vectors_ND[start : start + batch.num_rows] = self._encode(batch)
+        fact_id_N = fact_ids_of(facts)
+        largest = max_norm(vectors_ND, fact_id_N)
+        written = write_part(storage, path, vectors_table(fact_id_N, vectors_ND))
+        storage.write_atomic(receipt, json.dumps({"part": asdict(written), "max_norm": largest}).encode())
+        return _Embedded(part=written, max_norm=largest)
+
+    def _encode(self, facts: pa.Table) -> NDArray[np.float32] | NDArray[np.float16]:
+        if self._encoder is None:  # made when the first part is missing: a rerun that has all parts needs none
+            self._encoder = self._encoder_factory()
+        vectors_ND = stored_vectors(self._encoder(facts), self._dim, self._dtype)
+        if len(vectors_ND) != facts.num_rows:
+            raise DimensionMismatch(
+                f"expected one vector for each of {facts.num_rows:,} facts, found {len(vectors_ND):,}; fix the encoder"
+            )
+        return vectors_ND
+
+
+def _embed_id(parent: Manifest, fingerprint: str, dim: int, dtype: str) -> str:
+    content = json.dumps([parent.generation, parent.commit_id, fingerprint, dim, dtype])
+    return xxhash.xxh3_128_hexdigest(content.encode())[:20]
+
+
+def _summary(manifest: Manifest, parent: Manifest, receipts: list[_Embedded], started_s: float) -> EmbedSummary:
+    return EmbedSummary(
+        generation=manifest.generation,
+        committed=manifest.generation != parent.generation,
+        facts=manifest.fact_count,
+        parts=len(manifest.vectors),
+        embedded_parts=sum(receipt.new for receipt in receipts),
+        bytes=sum(part.bytes for part in manifest.vectors),
+        max_norm=manifest.max_norm,
+        seconds=time.monotonic() - started_s,
+    )
