@@ -41,8 +41,14 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except KeyboardInterrupt:
             return INTERRUPTED
-        except click.ClickException as error:
+        except click.exceptions.NoArgsIsHelpError as error:
             error.show()
+            return error.exit_code
+        except click.ClickException as error:
+            hint = (
+                f" Try '{error.ctx.command_path} --help'." if isinstance(error, click.UsageError) and error.ctx else ""
+            )
+            print(f"error: {error.format_message()}{hint}", file=sys.stderr)
             return error.exit_code
         except BrokenPipeError:
             _forget_stdout()

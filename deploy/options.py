@@ -1,5 +1,6 @@
 """Options that several commands share, so that one word means one thing everywhere."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import click
 
 from deploy.console import Console
 
-__all__ = ["examples", "json_option", "memory_option", "workers_option"]
+__all__ = ["backend_option", "examples", "json_option", "memory_option", "workers_option"]
 
 
 def examples(*lines: str) -> str:
@@ -49,4 +50,15 @@ def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default=None,
         show_default="one per core",
         help="Parts worked on at the same time.",
+    )(command)
+
+
+def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--backend: where the work runs."""
+    return click.option(
+        "--backend",
+        type=click.Choice(["local", "ray"]),
+        default=lambda: "ray" if os.environ.get("RAY_ADDRESS") else "local",
+        show_default="ray inside a Ray job, else local",
+        help="In this process, or as Ray tasks on all cores.",
     )(command)

@@ -1,0 +1,44 @@
+"""`hmn bench`: every published figure comes from one of these commands."""
+
+from importlib import import_module
+
+import click
+
+from deploy.entry import main
+from deploy.options import examples
+
+__all__ = ["command"]
+
+BENCHES = {
+    "exactness": "The exact index against float64 brute force.",
+    "search": "Search time against faiss, in-process and on Ray.",
+    "step": "A training step with K-MIPS attention against the full softmax.",
+}
+
+
+class _Benches(click.Group):
+    """Loads a benchmark when it is asked for: they import torch and faiss."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(BENCHES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in BENCHES:
+            return None
+        found: click.Command = import_module(f"deploy.bench.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Benchmarks"):
+            formatter.write_dl(list(BENCHES.items()))
+
+
+@click.command(
+    "bench", cls=_Benches, epilog=examples("hmn bench search", "hmn bench step --json", "hmn bench exactness --full")
+)
+def command() -> None:
+    """Measure on this machine what the README states."""
+
+
+if __name__ == "__main__":
+    main(command)
