@@ -1,0 +1,371 @@
+"""Every step of a commit fails in turn: afterwards the memory is the old or the new generation, and work goes on."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from memory_store.disk import Disk
+from memory_store.errors import CommitUnknown, MemoryNotFound, StorageFailed
+from memory_store.manifest import ParentGeneration, ReplaceVectors, apply_change, commit, read_manifest
+from memory_store.parts import fact_ids_of, scan_facts, vectors_table, write_part
+from memory_store.storage import Storage
+from memory_store.upkeep import inspect_memory, sweep, verify_memory
+from memory_store.writer import MemoryWriter
+
+OLD_IDS = [1, 2, 3, 4, 5]
+NEW_IDS = [6, 7, 8, 9]
+
+
+class Fault(Enum):
+    ERROR = "the step is refused"
+    LOST_REPLY = "the step is done, and reported as failed"
+    CRASH_BEFORE = "the process dies before the step"
+    CRASH_AFTER = "the process dies after the step"
+    TORN = "the process dies when half of the bytes are written"
+
+
+class Crash(BaseException):
+    """The process is gone: no handler of ours runs to good effect after it."""
+
+
+class QuickDisk(Disk):
+    """A disk that does everything but wait for the platter; durability is the business of PowerLossDisk."""
+
+    def sync(self, file: BinaryIO) -> None:
+        file.flush()
+
+    def sync_dir(self, path: Path) -> None:
+        """Nothing to wait for."""
+
+
+class FaultyFile:
+    """A file whose writes are steps of a FaultyDisk."""
+
+    def __init__(self, file: BinaryIO, disk: "FaultyDisk") -> None:
+        self._file, self._disk = file, disk
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = self._disk.step("write", lambda: self._file.write(view), torn=lambda: self._file.write(view[: len(view) // 2]))
+        return cast(int, done)
+
+    def __enter__(self) -> "FaultyFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class FaultyDisk(QuickDisk):
+    """A disk whose n-th changing step fails in the given way; after a crash every step fails."""
+
+    def __init__(self, fail_on_step: int | None = None, fault: Fault = Fault.ERROR) -> None:
+        self.steps: list[str] = []
+        self.struck = False
+        self._fail_on_step, self._fault, self._dead = fail_on_step, fault, False
+
+    def step(self, name: str, do: Callable[[], Any], torn: Callable[[], Any] | None = None) -> Any:
+        if self._dead:
+            raise Crash
+        self.steps.append(name)
+        if len(self.steps) != self._fail_on_step:
+            return do()
+        self.struck = True
+        if self._fault is Fault.TORN and torn is not None:
+            torn()
+        elif self._fault in (Fault.LOST_REPLY, Fault.CRASH_AFTER):
+            do()
+        if self._fault in (Fault.ERROR, Fault.LOST_REPLY):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._dead = True
+        raise Crash
+
+    def create(self, path: Path) -> BinaryIO:
+        opened = super().create
+        return cast(BinaryIO, self.step("create", lambda: FaultyFile(opened(path), self)))
+
+    def sync(self, file: BinaryIO) -> None:
+        sync = super().sync
+        self.step("sync", lambda: sync(file))
+
+    def rename(self, source: Path, target: Path) -> None:
+        rename = super().rename
+        self.step("rename", lambda: rename(source, target))
+
+    def link(self, source: Path, target: Path) -> None:
+        link = super().link
+        self.step("link", lambda: link(source, target))
+
+    def unlink(self, path: Path) -> None:
+        unlink = super().unlink
+        self.step("unlink", lambda: unlink(path))
+
+    def mkdir(self, path: Path) -> None:
+        mkdir = super().mkdir
+        self.step("mkdir", lambda: mkdir(path))
+
+    def sync_dir(self, path: Path) -> None:
+        sync_dir = super().sync_dir
+        self.step("sync_dir", lambda: sync_dir(path))
+
+
+@dataclass
+class Inode:
+    """What a power loss leaves of a file: the content at its last sync."""
+
+    durable: bytes = b""
+
+
+@dataclass
+class PowerLossDisk(FaultyDisk):
+    """A FaultyDisk that remembers what was made durable, and can lose the rest."""
+
+    fail_on: int | None = None
+    names: dict[Path, Inode] = field(default_factory=dict)  # as programs see them
+    durable_names: dict[Path, Inode] = field(default_factory=dict)  # as a power loss leaves them
+
+    def __post_init__(self) -> None:
+        super().__init__(self.fail_on, Fault.CRASH_AFTER)
+
+    def create(self, path: Path) -> BinaryIO:
+        self.names[path] = Inode()
+        return super().create(path)
+
+    def sync(self, file: BinaryIO) -> None:
+        super().sync(file)
+        path = Path(file.name)
+        self.names[path].durable = path.read_bytes()
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.names[target] = self.names.pop(source)
+        super().rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        super().link(source, target)
+        self.names[target] = self.names[source]
+
+    def unlink(self, path: Path) -> None:
+        self.names.pop(path, None)
+        super().unlink(path)
+
+    def sync_dir(self, path: Path) -> None:
+        for name in [name for name in self.durable_names if name.parent == path and name not in self.names]:
+            del self.durable_names[name]
+        self.durable_names.update({name: inode for name, inode in self.names.items() if name.parent == path})
+        super().sync_dir(path)
+
+    def lose_power(self, *, unsynced_names_survive: bool) -> None:
+        """Leave on the real disk what this one made durable. Unsynced names may survive or not: both must be borne."""
+        surviving = {**self.durable_names, **self.names} if unsynced_names_survive else self.durable_names
+        for path in {*self.names, *self.durable_names} - surviving.keys():
+            path.unlink(missing_ok=True)
+        for path, inode in surviving.items():
+            path.unlink(missing_ok=True)
+            path.write_bytes(inode.durable)
+
+
+def facts(ids: list[int]) -> pa.Table:
+    return pa.table({"fact_id": pa.array(ids, pa.int64()), "subject": [f"fact {fact_id}" for fact_id in ids]})
+
+
+def vectors(ids: list[int]) -> np.ndarray:
+    return np.sin(np.asarray(ids, np.float32)[:, None] + np.arange(3, dtype=np.float32))
+
+
+def append(storage: Storage, ids: list[int]) -> None:
+    with MemoryWriter(storage, dim=3, part_rows=3) as writer:
+        writer.append(facts(ids), vectors(ids))
+
+
+def embed_again(storage: Storage) -> None:
+    """The other kind of commit: new vectors beside the old, under names that a rerun writes again."""
+    manifest = read_manifest(storage)
+    parts = []
+    for number, table in enumerate(scan_facts(storage, manifest, ["fact_id"])):
+        new_ND = vectors(fact_ids_of(table).tolist()) * 2
+        parts.append(write_part(storage, f"vectors/again-{number}.arrow", vectors_table(fact_ids_of(table), new_ND)))
+    change = ReplaceVectors(vectors=tuple(parts), dim=3, dtype="float32", encoder="again", max_norm=4.0)
+    new = apply_change(manifest, change, commit_id="again")
+    commit(storage, new, requires=ParentGeneration(manifest.generation))
+
+
+def state_of(path: Path) -> tuple[int, list[int], str | None]:
+    """Generation, fact ids and encoder as a reader with a healthy disk finds them; every byte verified."""
+    storage = Storage(path, disk=QuickDisk())
+    try:
+        manifest = read_manifest(storage)
+    except MemoryNotFound:
+        return 0, [], None
+    assert verify_memory(storage).problems == ()
+    ids = [fact_id for table in scan_facts(storage, manifest, ["fact_id"]) for fact_id in fact_ids_of(table).tolist()]
+    return manifest.generation, ids, manifest.encoder
+
+
+def work_goes_on(path: Path, generation: int, ids: list[int]) -> None:
+    """The next writer succeeds, whatever lies around, and a late sweep leaves nothing that nobody names."""
+    storage = Storage(path, disk=QuickDisk())
+    append(storage, [100, 101])
+    assert state_of(path)[:2] == (generation + 1, [*ids, 100, 101])
+    sweep(storage, now_s=time.time() + 1e6)
+    assert inspect_memory(storage).unnamed_files == 0
+    assert state_of(path)[:2] == (generation + 1, [*ids, 100, 101])
+
+
+def steps_of(tmp_path: Path, prepare: Callable[[Storage], None], change: Callable[[Storage], None]) -> Iterator[int]:
+    """1 .. the number of disk steps that the change takes."""
+    disk = FaultyDisk()
+    path = tmp_path / "counted"
+    prepare(Storage(path, disk=QuickDisk()))
+    change(Storage(path, disk=disk))
+    assert {"create", "write", "sync", "rename", "link", "unlink", "sync_dir"} <= set(disk.steps)
+    yield from range(1, len(disk.steps) + 1)
+
+
+def make_old(storage: Storage) -> None:
+    append(storage, OLD_IDS)
+
+
+def make_nothing(storage: Storage) -> None:
+    """A memory that is not there yet."""
+
+
+def append_new(storage: Storage) -> None:
+    append(storage, NEW_IDS)
+
+
+OLD = (1, OLD_IDS, None)
+SCENARIOS = [
+    pytest.param(make_nothing, append_new, (0, [], None), (1, NEW_IDS, None), id="a first generation"),
+    pytest.param(make_old, append_new, OLD, (2, [*OLD_IDS, *NEW_IDS], None), id="an append"),
+    pytest.param(make_old, embed_again, OLD, (2, OLD_IDS, "again"), id="new vectors"),
+]
+
+
+@pytest.mark.parametrize("fault", Fault)
+@pytest.mark.parametrize(("prepare", "change", "old", "new"), SCENARIOS)
+def test_whatever_step_of_a_commit_fails_the_memory_is_the_old_or_the_new_generation(
+    tmp_path: Path,
+    prepare: Callable[[Storage], None],
+    change: Callable[[Storage], None],
+    old: tuple[int, list[int], str | None],
+    new: tuple[int, list[int], str | None],
+    fault: Fault,
+) -> None:
+    outcomes = set()
+    for step in steps_of(tmp_path, prepare, change):
+        path = tmp_path / str(step)
+        prepare(Storage(path, disk=QuickDisk()))
+        disk = FaultyDisk(step, fault)
+        try:
+            change(Storage(path, disk=disk))
+            outcome = "done"
+        except CommitUnknown:
+            outcome = "unknown"
+        except StorageFailed:
+            outcome = "failed"
+        except Crash:
+            outcome = "crashed"
+        assert disk.struck
+        outcomes.add(outcome)
+        found = state_of(path)
+        where = f"step {step} ({disk.steps[step - 1]}): {outcome}"
+        if outcome == "done":
+            assert found == new, where
+        elif outcome == "failed":
+            assert found == old, where  # "failed" is only said when nothing landed
+        else:
+            assert found in (old, new), where
+        work_goes_on(path, *found[:2])
+    assert outcomes <= ({"crashed"} if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.TORN) else {"done", "failed"})
+
+
+@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.LOST_REPLY])
+def test_an_error_that_proves_nothing_landed_leaves_no_part_behind(tmp_path: Path, fault: Fault) -> None:
+    for step in steps_of(tmp_path, make_old, append_new):
+        path = tmp_path / str(step)
+        make_old(Storage(path, disk=QuickDisk()))
+        before = inspect_memory(path).bytes
+        disk = FaultyDisk(step, fault)
+        try:
+            append_new(Storage(path, disk=disk))
+        except StorageFailed:
+            if disk.steps[step - 1] != "unlink":
+                assert inspect_memory(path).bytes == before
+                assert inspect_memory(path).unnamed_files == 0
+
+
+@pytest.mark.parametrize("unsynced_names_survive", [False, True])
+@pytest.mark.parametrize(("prepare", "change", "old", "new"), SCENARIOS)
+def test_a_power_loss_after_any_step_leaves_the_old_or_the_new_generation_and_keeps_what_was_reported(
+    tmp_path: Path,
+    prepare: Callable[[Storage], None],
+    change: Callable[[Storage], None],
+    old: tuple[int, list[int], str | None],
+    new: tuple[int, list[int], str | None],
+    unsynced_names_survive: bool,
+) -> None:
+    found_states = []
+    for step in [*steps_of(tmp_path, prepare, change), None]:
+        path = tmp_path / f"power-{step}"
+        prepare(Storage(path, disk=QuickDisk()))
+        disk = PowerLossDisk(fail_on=step)
+        try:
+            change(Storage(path, disk=disk))
+            reported = True
+        except Crash:
+            reported = False
+        disk.lose_power(unsynced_names_survive=unsynced_names_survive)
+        found = state_of(path)
+        assert found == new if reported else found in (old, new), f"step {step}"
+        found_states.append(found)
+        work_goes_on(path, *found[:2])
+    assert old in found_states
+    assert found_states[-1] == new
+
+
+def test_a_disk_that_refuses_everything_after_the_manifest_is_linked_leaves_the_outcome_unknown_and_the_parts_there(
+    tmp_path: Path,
+) -> None:
+    class DyingDisk(FaultyDisk):
+        """Links the manifest, and then answers nothing any more."""
+
+        linked = False
+
+        def link(self, source: Path, target: Path) -> None:
+            super().link(source, target)
+            self.linked = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def read(self, path: Path) -> bytes:
+            if self.linked:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(path)
+
+    make_old(Storage(tmp_path))
+    with pytest.raises(CommitUnknown, match="cannot tell whether generation 2 .* was committed"):
+        append_new(Storage(tmp_path, disk=DyingDisk()))
+    assert state_of(tmp_path) == (2, [*OLD_IDS, *NEW_IDS], None)
+
+
+def test_the_files_of_a_crashed_writer_are_left_to_a_sweep_that_waits_for_them_to_be_old(tmp_path: Path) -> None:
+    make_old(Storage(tmp_path))
+    with pytest.raises(Crash):
+        append_new(Storage(tmp_path, disk=FaultyDisk(12, Fault.CRASH_BEFORE)))
+    left = inspect_memory(tmp_path).unnamed_files
+    assert left > 0
+    assert sweep(tmp_path).files == ()
+    assert len(sweep(tmp_path, now_s=time.time() + 1e6).files) == left
+    assert inspect_memory(tmp_path).unnamed_files == 0
+    assert state_of(tmp_path) == OLD
