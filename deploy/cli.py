@@ -3,7 +3,7 @@
 import click
 
 from deploy import entry
-from deploy.jobs import bench, doctor, indexes, ingest, inspect, verify
+from deploy.jobs import bench, doctor, indexes, ingest, inspect, plan, verify
 from deploy.options import examples
 
 __all__ = ["hmn", "main"]
@@ -27,7 +27,7 @@ def hmn() -> None:
     """
 
 
-for _job in (ingest, inspect, verify, indexes, bench, doctor):
+for _job in (ingest, inspect, verify, plan, indexes, bench, doctor):
     hmn.add_command(_job.command)
 
 

@@ -205,7 +205,7 @@ def size(count_bytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for a person: `0.4 s`, `2 min 5 s`, `1 h 3 min`."""
-    if seconds < 60:
+    if seconds < 59.95:  # what would round to 60.0
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

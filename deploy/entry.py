@@ -16,7 +16,7 @@ from memory_store.errors import HmnError
 
 __all__ = ["main", "run"]
 
-DONE, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 130, 141
+DONE, FAILED, INTERRUPTED = 0, 1, 130
 DEBUG_HINT = "run again with HMN_DEBUG=1 to see where"
 
 
@@ -52,7 +52,7 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
             return error.exit_code
         except BrokenPipeError:
             _forget_stdout()
-            return PIPE_CLOSED
+            return FAILED  # as click ends it when the reader goes away earlier
         except Exception as error:  # the last handler: whatever it was, the user gets one line
             if debug:
                 raise

@@ -1,0 +1,110 @@
+"""`hmn plan`: memory, disk, threads, shards and a valid nlist, before anything is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from deploy.console import Console, size
+from deploy.entry import main
+from deploy.options import examples, json_option
+
+if TYPE_CHECKING:
+    from deploy.plan import Machine, Plan
+
+__all__ = ["command"]
+
+
+@click.command(
+    "plan",
+    epilog=examples(
+        "hmn plan --facts 1000000 --dim 256",
+        "hmn plan --facts 1e9 --dim 128 --dtype float16 --cores 64 --memory-gib 512 --disk-gib 4000",
+    ),
+)
+@click.option("--facts", type=float, required=True, metavar="N", help="How many facts; 1e6 is fine.")
+@click.option("--dim", type=click.IntRange(min=1), required=True, metavar="D", help="Dimension of the vectors.")
+@click.option("--shards", type=click.IntRange(min=1), help="Default: what is advised.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option("--index", default="exact", show_default=True, help="As `hmn indexes` lists them.")
+@click.option("--feature-bits", type=click.IntRange(4, 31), default=19, show_default=True, help="Of the model.")
+@click.option("--cores", type=click.IntRange(min=1), help="Plan for another machine; default: this one.")
+@click.option("--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Its free memory; default: this one's.")
+@click.option("--disk-gib", type=click.FloatRange(min=0, min_open=True), help="Its free disk; default: this one's.")
+@json_option
+@click.pass_obj
+def command(
+    console: Console,
+    facts: float,
+    dim: int,
+    shards: int | None,
+    dtype: Literal["float32", "float16"],
+    index: str,
+    feature_bits: int,
+    cores: int | None,
+    memory_gib: float | None,
+    disk_gib: float | None,
+) -> None:
+    """Say what a memory of N facts with D dimensions needs, and whether this machine has it.
+
+    Exit status 1 if it will not fit.
+    """
+    from deploy import plan as planning
+    from deploy.checks import usable_cores, usable_memory_bytes
+    from memory_store.errors import ConfigError
+    from memory_store.mips.base import parse_index
+    from memory_store.mips.registry import INDEXES
+
+    parse_index(index, INDEXES)
+    if not 1 <= facts < 2**63 or facts != int(facts):
+        raise ConfigError(f"expected --facts to be a whole number of at least 1, found {facts:g}")
+    machine = planning.Machine(
+        cores=cores or usable_cores(),
+        memory_bytes=usable_memory_bytes()[0] if memory_gib is None else int(memory_gib * planning.GIB),
+        disk_bytes=shutil.disk_usage(Path.cwd()).free if disk_gib is None else int(disk_gib * planning.GIB),
+    )
+    plan = planning.plan_memory(
+        facts=int(facts),
+        dim=dim,
+        machine=machine,
+        shards=shards,
+        dtype=dtype,
+        index=index,
+        feature_bits=feature_bits,
+    )
+    console.result({"fits": not plan.problems, "machine": machine, **vars(plan)}, lambda: _show(console, plan, machine))
+    for problem in plan.problems:
+        console.say(f"error: {problem}")
+    if plan.problems:
+        click.get_current_context().exit(1)
+
+
+def _show(console: Console, plan: Plan, machine: Machine) -> None:
+    shard = plan.shard
+    console.pairs(
+        {
+            "facts": f"{plan.facts:,} x {plan.dim} {plan.dtype}",
+            "shards": f"{plan.shards} (advised here: {plan.shards_advised}), {plan.threads_per_shard} threads each",
+            "rows per shard": shard.rows,
+            "  vectors, mapped from disk": size(shard.mapped_bytes),
+            f"  index {plan.index}, at most": size(shard.index_bytes),
+            "  ids": size(shard.ids_bytes),
+            "  while a generation loads": size(shard.reload_bytes + 2 * shard.mapped_bytes),
+            "memory, all shards": size(plan.memory_bytes),
+            "memory, embedding": f"{size(plan.embed_worker_bytes)} per worker",
+            "memory, training": size(plan.train_bytes),
+            "disk, facts": f"about {size(plan.facts_disk_bytes)}; entities with many names take up to 5 times that",
+            "disk, vectors": f"{size(plan.vectors_disk_bytes)} per generation",
+            "disk, in all": f"{size(plan.disk_bytes)} while two generations are kept",
+            "nlist": f"{plan.nlist} for an ivf index over one shard",
+            "fits here": f"{'no' if plan.problems else 'yes'}: {machine.cores} cores, {size(machine.memory_bytes)} memory "
+            f"and {size(machine.disk_bytes)} disk free",
+        }
+    )
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,47 @@
+"""hmn plan: arithmetic that must not promise too little, and refusals."""
+
+import pytest
+
+from deploy.plan import GIB, KMEANS_POINTS, Machine, plan_memory, valid_nlist
+from memory_store.errors import ConfigError
+
+LAPTOP = Machine(cores=4, memory_bytes=16 * GIB, disk_bytes=100 * GIB)
+
+
+def test_every_row_is_counted_on_the_largest_shard() -> None:
+    plan = plan_memory(facts=1_000_001, dim=64, machine=LAPTOP, shards=4)
+    assert plan.shard.rows == 250_001
+    assert plan.shard.mapped_bytes == 250_001 * 64 * 4
+
+
+def test_float16_halves_the_vectors_but_not_the_index() -> None:
+    wide = plan_memory(facts=1_000_000, dim=128, machine=LAPTOP, dtype="float32")
+    half = plan_memory(facts=1_000_000, dim=128, machine=LAPTOP, dtype="float16")
+    assert half.shard.mapped_bytes * 2 == wide.shard.mapped_bytes
+    assert half.shard.index_bytes == wide.shard.index_bytes
+
+
+def test_small_memories_are_advised_one_shard_and_large_ones_at_most_one_per_core() -> None:
+    advised = [plan_memory(facts=facts, dim=8, machine=LAPTOP).shards_advised for facts in (1, 10**5, 10**6, 10**8)]
+    assert advised == [1, 1, 4, 4]
+
+
+def test_what_fits_has_no_problems_and_what_does_not_names_what_to_do() -> None:
+    assert plan_memory(facts=1_000_000, dim=128, machine=LAPTOP).problems == ()
+    problems = plan_memory(facts=10**9, dim=128, machine=LAPTOP, shards=8).problems
+    assert len(problems) == 3
+    assert all(";" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("rows", [1, 38, 39, 78, 1_000, 10**6, 10**9])
+def test_nlist_is_a_power_of_two_that_k_means_can_learn(rows: int) -> None:
+    nlist = valid_nlist(rows)
+    assert nlist >= 1
+    assert nlist & (nlist - 1) == 0
+    assert nlist == 1 or nlist * KMEANS_POINTS <= rows
+
+
+@pytest.mark.parametrize("wrong", [{"facts": 0}, {"dim": 0}, {"shards": 0}, {"dtype": "float8"}])
+def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        plan_memory(**{"facts": 1, "dim": 1, "machine": LAPTOP, **wrong})
