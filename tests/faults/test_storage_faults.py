@@ -55,7 +55,9 @@ class FaultyFile:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        done = self._disk.step("write", lambda: self._file.write(view), torn=lambda: self._file.write(view[: len(view) // 2]))
+        done = self._disk.step(
+            "write", lambda: self._file.write(view), torn=lambda: self._file.write(view[: len(view) // 2])
+        )
         return cast(int, done)
 
     def __enter__(self) -> "FaultyFile":
@@ -288,7 +290,9 @@ def test_whatever_step_of_a_commit_fails_the_memory_is_the_old_or_the_new_genera
         else:
             assert found in (old, new), where
         work_goes_on(path, *found[:2])
-    assert outcomes <= ({"crashed"} if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.TORN) else {"done", "failed"})
+    assert outcomes <= (
+        {"crashed"} if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.TORN) else {"done", "failed"}
+    )
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR, Fault.LOST_REPLY])
@@ -354,7 +358,7 @@ def test_a_disk_that_refuses_everything_after_the_manifest_is_linked_leaves_the_
             return super().read(path)
 
     make_old(Storage(tmp_path))
-    with pytest.raises(CommitUnknown, match="cannot tell whether generation 2 .* was committed"):
+    with pytest.raises(CommitUnknown, match=r"cannot tell whether generation 2 .* was committed"):
         append_new(Storage(tmp_path, disk=DyingDisk()))
     assert state_of(tmp_path) == (2, [*OLD_IDS, *NEW_IDS], None)
 
