@@ -1,0 +1,127 @@
+"""Asking a trained run: text in, facts out."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from memory_store.errors import ConfigError
+from memory_store.memory import Memory
+from trainer.encoders.base import Encoder
+from trainer.run import open_run
+
+# B questions, K facts read
+
+__all__ = ["Answer", "Answerer", "answer_questions"]
+
+_COLUMNS = ("fact_id", "subject_id", "subject", "relation", "object_ids", "objects")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One fact that was read. weight: its share of the attention, the K weights of a question sum to 1.
+
+    objects: names of the answers, or their ids where they have no name.
+    """
+
+    fact_id: int
+    subject_id: str | None
+    subject: str | None
+    relation: str | None
+    objects: tuple[str, ...]
+    object_ids: tuple[str, ...]
+    score: float
+    weight: float
+
+
+class Answerer:
+    """Answers questions from a run; opens its memory once. Use it as a context manager, or `close` it."""
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        memory: str | None = None,
+        generation: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self._stack = ExitStack()
+        self._run = self._stack.enter_context(open_run(run_dir, memory=memory, generation=generation, backend=backend))
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that is read."""
+        return self._run.memory
+
+    def ask(self, text: str, k: int = 3) -> list[Answer]:
+        """The k facts that answer the question best, best first. Raises ConfigError for an empty question."""
+        return self.ask_many([text], k)[0]
+
+    def ask_many(self, texts: Sequence[str], k: int = 3) -> list[list[Answer]]:
+        """`ask` for several questions at once."""
+        return answer_questions(self._run.memory, self._run.encoder, texts, k)
+
+    def close(self) -> None:
+        """Close the memory. Safe to call twice."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def answer_questions(memory: Memory, encoder: Encoder, texts: Sequence[str], k: int = 3) -> list[list[Answer]]:
+    """The k facts that an encoder reads for each question, best first."""
+    if k < 1:
+        raise ConfigError(f"expected k >= 1, found {k}")
+    for text in texts:
+        if not text.strip():
+            raise ConfigError("expected a question, found an empty text")
+    if not texts:
+        return []
+    found = memory.search(encoder.ask(list(texts)).numpy(), k)
+    held_BK = found.fact_ids_BK >= 0
+    rows = iter(memory.fetch(found.fact_ids_BK[held_BK], _COLUMNS).to_pylist())
+    answers = []
+    for scores_K, held_K in zip(found.scores_BK, held_BK, strict=True):
+        kept_K = scores_K[held_K].astype(np.float64)
+        weights_K = np.exp(kept_K - kept_K.max()) if len(kept_K) else kept_K
+        total = weights_K.sum()
+        answers.append(
+            [
+                _answer(next(rows), float(score), float(weight / total))
+                for score, weight in zip(kept_K, weights_K, strict=True)
+            ]
+        )
+    return answers
+
+
+def _answer(row: dict[str, object], score: float, weight: float) -> Answer:
+    object_ids = [str(one) for one in _items(row["object_ids"])]
+    names = [None if one is None else str(one) for one in _items(row["objects"])] or [None] * len(object_ids)
+    return Answer(
+        fact_id=int(str(row["fact_id"])),
+        subject_id=_text(row["subject_id"]),
+        subject=_text(row["subject"]),
+        relation=_text(row["relation"]),
+        objects=tuple(name or identity for name, identity in zip(names, object_ids, strict=True)),
+        object_ids=tuple(object_ids),
+        score=score,
+        weight=weight,
+    )
+
+
+def _items(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else []
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

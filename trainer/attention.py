@@ -1,0 +1,209 @@
+"""K-MIPS attention: a softmax over the K facts with the largest inner product with the question's vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from memory_store.errors import ConfigError
+from memory_store.memory import Memory
+from memory_store.topk import NO_FACT
+
+# B questions in a batch, K facts retrieved per question, G gold facts of a question (padded),
+# C candidates of the batch, D embedding size, N facts in the memory
+
+__all__ = [
+    "CANDIDATE_RULES",
+    "CandidateRule",
+    "FactSource",
+    "KMipsAttention",
+    "Reading",
+    "StoredFacts",
+    "TensorFacts",
+    "pad_ids",
+]
+
+CandidateRule = Literal["union", "per_question", "full"]
+CANDIDATE_RULES: tuple[str, ...] = get_args(CandidateRule)
+
+
+class FactSource(Protocol):
+    """Where the attention finds facts: it selects by `search`, which carries no gradient, and reads by `encode`."""
+
+    def search(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Fact ids [B, K] of the largest inner products, best first, -1 where the memory holds fewer."""
+        ...
+
+    def encode(self, fact_ids_C: NDArray[np.int64]) -> Tensor:
+        """The vectors [C, D] of these facts, with gradient to whatever they are computed from."""
+        ...
+
+    def all_ids(self) -> NDArray[np.int64]:
+        """The ids of all N facts, sorted; only the full softmax asks."""
+        ...
+
+
+class TensorFacts:
+    """Facts that are the rows of a plain tensor [N, D]; the ids are row numbers, gradients reach the tensor."""
+
+    def __init__(self, fact_ND: Tensor) -> None:
+        self.fact_ND = fact_ND
+
+    def search(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        with torch.no_grad():
+            score_BN = torch.from_numpy(query_BD).to(self.fact_ND) @ self.fact_ND.T
+            # A stable sort breaks ties by the smaller id, as every search of the project does.
+            order_BN = torch.sort(score_BN, dim=1, descending=True, stable=True).indices[:, :k]
+        ids_BK = np.full((len(query_BD), k), NO_FACT, dtype=np.int64)
+        ids_BK[:, : order_BN.shape[1]] = order_BN.cpu().numpy()
+        return ids_BK
+
+    def encode(self, fact_ids_C: NDArray[np.int64]) -> Tensor:
+        return self.fact_ND[torch.from_numpy(fact_ids_C)]
+
+    def all_ids(self) -> NDArray[np.int64]:
+        return np.arange(len(self.fact_ND), dtype=np.int64)
+
+
+class StoredFacts:
+    """The facts of an open memory with their stored vectors, as constants: for reading, or to train questions only."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def search(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        return self._memory.search(query_BD, k).fact_ids_BK
+
+    def encode(self, fact_ids_C: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.array(self._memory.vectors(fact_ids_C), dtype=np.float32))
+
+    def all_ids(self) -> NDArray[np.int64]:
+        raise ConfigError(
+            'expected candidates "union" or "per_question" over a memory read by search, found "full"; '
+            "give the vectors as a tensor to compare with the full softmax"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What a batch of questions read.
+
+    read_BD: R(q) = sum of weight times fact vector, with gradient. weights_BC: the attention; rows sum to 1.
+    logits_BC: h(q) . m, -inf where a question may not read a candidate. fact_ids_C: int64, sorted, unique.
+    gold_BC: which candidates answer which question, or None when no gold facts were given.
+    softmax_size_B: how many facts each question's softmax covers.
+    """
+
+    read_BD: Tensor
+    weights_BC: Tensor
+    logits_BC: Tensor
+    fact_ids_C: NDArray[np.int64]
+    gold_BC: Tensor | None
+    softmax_size_B: NDArray[np.int64]
+
+
+class KMipsAttention(nn.Module):
+    """R(q) = sum over i in top-K(q) of softmax_K(h(q) . m_i) m_i (Chandar et al. 2016, section 3).
+
+    candidates: "union" shares one candidate set, all top-Ks and gold facts of the batch, among its questions (the
+    paper's way); "per_question" lets each question read only its own top-K and gold facts; "full" reads all N facts,
+    the O(N) baseline. Gold facts join while the module is in training mode, never in evaluation. The selection carries
+    no gradient; the scores of what was selected are computed again from `encode` and carry it. With K >= N the
+    gradients are those of the full softmax.
+    """
+
+    def __init__(self, k: int = 10, candidates: CandidateRule = "union") -> None:
+        super().__init__()
+        if k < 1:
+            raise ConfigError(f"expected k >= 1, found {k}")
+        if candidates not in CANDIDATE_RULES:
+            raise ConfigError(f"expected candidates among {', '.join(CANDIDATE_RULES)}, found {candidates!r}")
+        self.k = k
+        self.candidates = candidates
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, candidates={self.candidates!r}"
+
+    def forward(
+        self,
+        query_BD: Tensor,
+        facts: FactSource | Memory | Tensor,
+        gold_BG: NDArray[np.int64] | None = None,
+        *,
+        retrieved_BK: NDArray[np.int64] | None = None,
+    ) -> Reading:
+        """Read the facts.
+
+        query_BD: float32 with gradient. facts: a FactSource, an open memory (stored vectors, constant), or a tensor
+        [N, D]. gold_BG: int64 ids of the facts that answer each question, padded with -1. retrieved_BK: the answer of
+        a search already made for these questions; without it the facts are searched here.
+        """
+        source = _as_source(facts)
+        gold_BG = _checked_gold(gold_BG, len(query_BD))
+        joining_BG = gold_BG if self.training else gold_BG[:, :0]
+        if self.candidates == "full":
+            fact_ids_C = source.all_ids()
+            allowed_BC = None
+        else:
+            if retrieved_BK is None:
+                retrieved_BK = source.search(query_BD.detach().float().cpu().numpy(), self.k)
+            own_BX = np.concatenate([retrieved_BK, joining_BG], axis=1)
+            fact_ids_C = np.unique(own_BX)
+            fact_ids_C = fact_ids_C[fact_ids_C != NO_FACT]
+            allowed_BC = _members(own_BX, fact_ids_C) if self.candidates == "per_question" else None
+        if len(fact_ids_C) == 0:
+            raise ConfigError("expected at least one fact to read, found an empty memory; ingest facts first")
+        fact_CD = source.encode(fact_ids_C)
+        logits_BC = query_BD @ fact_CD.T
+        softmax_size_B = np.full(len(query_BD), len(fact_ids_C), dtype=np.int64)
+        if allowed_BC is not None:
+            logits_BC = logits_BC.masked_fill(~torch.from_numpy(allowed_BC).to(logits_BC.device), float("-inf"))
+            softmax_size_B = allowed_BC.sum(axis=1, dtype=np.int64)
+        weights_BC = torch.softmax(logits_BC, dim=1)
+        gold_BC = torch.from_numpy(_members(gold_BG, fact_ids_C)).to(logits_BC.device) if gold_BG.size else None
+        return Reading(
+            read_BD=weights_BC @ fact_CD,
+            weights_BC=weights_BC,
+            logits_BC=logits_BC,
+            fact_ids_C=fact_ids_C,
+            gold_BC=gold_BC,
+            softmax_size_B=softmax_size_B,
+        )
+
+
+def pad_ids(ids: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Lists of fact ids as one array [B, G], padded with -1; G is the longest list."""
+    padded_BG = np.full((len(ids), max((len(one) for one in ids), default=0)), NO_FACT, dtype=np.int64)
+    for row, one in enumerate(ids):
+        padded_BG[row, : len(one)] = one
+    return padded_BG
+
+
+def _as_source(facts: FactSource | Memory | Tensor) -> FactSource:
+    if isinstance(facts, Tensor):
+        return TensorFacts(facts)
+    if isinstance(facts, Memory):
+        return StoredFacts(facts)
+    return facts
+
+
+def _checked_gold(gold_BG: NDArray[np.int64] | None, batch: int) -> NDArray[np.int64]:
+    if gold_BG is None:
+        return np.empty((batch, 0), dtype=np.int64)
+    if gold_BG.ndim != 2 or len(gold_BG) != batch:
+        raise ConfigError(f"expected gold facts of shape [{batch}, G], found {list(gold_BG.shape)}; pad with -1")
+    return gold_BG
+
+
+def _members(ids_BX: NDArray[np.int64], fact_ids_C: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the sorted candidates each row names; ids that are no candidate (and -1) are passed over."""
+    place_BX = np.minimum(np.searchsorted(fact_ids_C, ids_BX), len(fact_ids_C) - 1)
+    found_BX = fact_ids_C[place_BX] == ids_BX
+    member_BC = np.zeros((len(ids_BX), len(fact_ids_C)), dtype=np.bool_)
+    row_BX = np.broadcast_to(np.arange(len(ids_BX))[:, None], ids_BX.shape)
+    member_BC[row_BX[found_BX], place_BX[found_BX]] = True
+    return cast(NDArray[np.bool_], member_BC)

@@ -1,0 +1,136 @@
+"""A run is one TOML file: what memory, what data, what model, how it is trained."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from memory_store.errors import ConfigError, StorageFailed
+from trainer.encoders.settings import ModelConfig
+from trainer.settings import at_least, between, build, dump_toml
+
+__all__ = ["DataConfig", "MemoryConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config", "save_config"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """[memory]: where the facts are and how they are searched.
+
+    url: any fsspec URL. index: as `hmn indexes` lists them. backend: "local" (in-process) or "ray" (actors).
+    """
+
+    url: str
+    index: str = "exact"
+    backend: Literal["local", "ray"] = "local"
+    shards: int = 1
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        at_least("memory.shards", self.shards, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """[data]: what is ingested (as `hmn ingest` takes it) and asked (as pipeline.sources.questions reads it)."""
+
+    questions: str
+    facts: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    grouping: Literal["relation", "triple"] = "relation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """[train]: how the model learns.
+
+    epochs: passes over the training questions. batch_questions: B. k, candidates: as KMipsAttention takes them.
+    table_rate: Adagrad's rate for feature tables; network_rate: Adam's for everything else; both decay linearly to 0.
+    feature_dropout: share of a question's features hidden in training. swap_subjects: share of the questions whose
+    subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
+    again. checkpoint_every_refreshes: a checkpoint is written with every so many of these. workers: data-parallel
+    processes of Ray Train; 1 trains in this process. threads: torch threads. max_steps: stop early, 0 for no limit.
+    """
+
+    epochs: int = 4
+    batch_questions: int = 256
+    k: int = 10
+    candidates: Literal["union", "per_question", "full"] = "union"
+    table_rate: float = 0.03
+    network_rate: float = 0.003
+    feature_dropout: float = 0.1
+    swap_subjects: float = 0.5
+    refresh_every_steps: int = 50
+    checkpoint_every_refreshes: int = 5
+    workers: int = 1
+    threads: int = 2
+    max_steps: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("train.epochs", self.epochs, 1)
+        at_least("train.batch_questions", self.batch_questions, 1)
+        at_least("train.k", self.k, 1)
+        at_least("train.table_rate", self.table_rate, 0)
+        at_least("train.network_rate", self.network_rate, 0)
+        between("train.feature_dropout", self.feature_dropout, 0, 1)
+        between("train.swap_subjects", self.swap_subjects, 0, 1.0001)
+        at_least("train.refresh_every_steps", self.refresh_every_steps, 1)
+        at_least("train.checkpoint_every_refreshes", self.checkpoint_every_refreshes, 1)
+        at_least("train.workers", self.workers, 1)
+        at_least("train.threads", self.threads, 1)
+        at_least("train.max_steps", self.max_steps, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. run_dir: for config.toml, metrics.jsonl and checkpoints; seed: everything random follows from it."""
+
+    run_dir: str
+    memory: MemoryConfig
+    data: DataConfig
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from a TOML file.
+
+    overrides: "section.key=value" texts that replace settings of the file; a value that is not TOML is taken as text.
+    Raises ConfigError for a missing or broken file, an unknown key (with the nearest known one) or a bad value.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"expected a run's TOML file at {path}, found none") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror or error}") from error
+    for override in overrides:
+        _override(table, override)
+    return build(RunConfig, table)
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write the run as TOML that `load_config` reads back as an equal one."""
+    Path(path).write_text(dump_toml(config), encoding="utf-8")
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"expected a setting like train.epochs=8, found {override!r}")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"expected a setting like train.epochs=8, found {override!r}: {section!r} is no section")
+    table[key] = value

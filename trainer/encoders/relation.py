@@ -1,0 +1,96 @@
+"""The relation part of a vector: what is asked about a thing, against what a fact says about it."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.features import QuestionFeatures
+from trainer.encoders.context import WordReader
+from trainer.encoders.facts import FactFeatures
+from trainer.encoders.tables import FeatureTable
+
+# B questions, R relations, V features, W words, F width of the relation part, H hidden width
+
+__all__ = ["RelationPart"]
+
+_QUESTION_BITS = 18  # rows of question features: fewer than names need, for questions repeat themselves
+_RELATION_BITS = 16
+_SUMMARY_DROPOUT = 0.1
+
+
+class RelationPart(nn.Module):
+    """Relations are sums of the vectors of their words; questions are sums of feature vectors plus what was read.
+
+    The question side is x + MLP(x) + summary, where x sums the features of words that the gates leave to the relation,
+    and the summary comes from a network that reads the words in their order.
+    """
+
+    def __init__(
+        self, reader: WordReader, *, width: int, hidden: int, reader_hidden: int, bits: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        question_rows, relation_rows = 1 << min(bits, _QUESTION_BITS), 1 << min(bits, _RELATION_BITS)
+        spread = width**-0.5
+        self.questions = FeatureTable(torch.randn(question_rows, width, generator=generator).mul_(0.1 * spread))
+        self.relations = FeatureTable(torch.randn(relation_rows, width, generator=generator).mul_(spread))
+        self.reader = reader
+        self.reader_hidden = reader_hidden
+        self.network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        last = self.network[2]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # Sequential does not know what it holds
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def read(
+        self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """(question vectors [B, F], entity gate of each feature [V])."""
+        rows_UF, place_V = self.questions.lookup(self.questions.rows_of(questions.values))
+        word_WF = _word_vectors(questions, rows_UF, place_V, keep_V)
+        keep_BH = _keep((len(questions), self.reader_hidden), _SUMMARY_DROPOUT if self.training else 0.0, generator)
+        gates_W2, summary_BF = self.reader(word_WF, questions.word_offsets, keep_BH)
+        # A feature over several words is gated by the first and the last of them.
+        first_V, last_V = torch.from_numpy(questions.first_word_V), torch.from_numpy(questions.last_word_V)
+        gates_V2 = (gates_W2[first_V] + gates_W2[last_V]) / 2
+        length_B1 = torch.from_numpy(np.maximum(np.diff(questions.offsets), 1)).float().unsqueeze(1)
+        sum_BF = functional.embedding_bag(
+            place_V,
+            rows_UF,
+            torch.from_numpy(questions.offsets[:-1]),
+            mode="sum",
+            per_sample_weights=keep_V * gates_V2[:, 1],
+        )
+        # Feature vectors start small and sums of random ones grow by the square root: about one tenth to begin with.
+        x_BF = 3 * sum_BF * length_B1.rsqrt()
+        return self.scale * (x_BF + self.network(x_BF) + summary_BF) + self.bias, gates_V2[:, 0]
+
+    def encode_relations(self, facts: FactFeatures) -> Tensor:
+        """[R, F]."""
+        rows_UF, place_V = self.relations.lookup(self.relations.rows_of(facts.relations.values))
+        sum_RF = functional.embedding_bag(place_V, rows_UF, torch.from_numpy(facts.relations.offsets[:-1]), mode="sum")
+        length_R1 = torch.from_numpy(np.maximum(np.diff(facts.relations.offsets), 1)).float().unsqueeze(1)
+        return sum_RF * length_R1.rsqrt()
+
+
+def _word_vectors(questions: QuestionFeatures, rows_UF: Tensor, place_V: Tensor, keep_V: Tensor) -> Tensor:
+    """[W, F]: each word as the sum of the features that lie within it."""
+    within_X = np.flatnonzero(questions.first_word_V == questions.last_word_V)
+    word_X = questions.first_word_V[within_X]  # ascending: features are ordered by the first word they cover
+    words = int(questions.word_offsets[-1])
+    starts_W = np.searchsorted(word_X, np.arange(words))
+    index_X = torch.from_numpy(within_X)
+    sum_WF = functional.embedding_bag(
+        place_V[index_X], rows_UF, torch.from_numpy(starts_W), mode="sum", per_sample_weights=keep_V[index_X]
+    )
+    count_W: NDArray[np.int64] = np.maximum(np.bincount(word_X, minlength=words), 1)
+    return 10 * sum_WF * torch.from_numpy(count_W).float().rsqrt().unsqueeze(1)
+
+
+def _keep(shape: tuple[int, ...], dropout: float, generator: torch.Generator | None) -> Tensor:
+    """A dropout mask, scaled so that its mean is 1."""
+    if dropout == 0:
+        return torch.ones(shape)
+    return (torch.rand(shape, generator=generator) >= dropout).float() / (1 - dropout)

@@ -1,0 +1,211 @@
+"""Evaluation: what a trained run reads for each question of a split, and how often that is right."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from memory_store.errors import ConfigError, EmptyInput
+from memory_store.memory import Memory
+from memory_store.progress import Progress, silent
+from memory_store.storage import Storage
+from pipeline.sources.questions import read_questions
+from trainer.data import Paths, Questions
+from trainer.encoders.base import Encoder
+from trainer.metrics import wilson
+from trainer.run import open_run
+
+# Q questions, K facts retrieved per question, G gold facts of a question (padded with -1)
+
+__all__ = ["Evaluation", "Score", "WrongAnswer", "evaluate", "evaluate_questions"]
+
+_QUESTIONS_AT_ONCE = 512
+_READ_COLUMNS = ("fact_id", "subject_id", "subject", "relation", "object_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Shares in [0, 1] of `questions` questions. The interval is the 95 % Wilson interval of path_accuracy.
+
+    path_accuracy: the fact read has the question's subject and relation. fact_accuracy: it is a gold fact (the same
+    thing where facts are grouped by relation). answer_accuracy: it leads to the question's answer, by whatever path.
+    recall: a gold fact is among the K retrieved. mrr: mean of 1 / rank of the first gold fact, 0 beyond K.
+    """
+
+    questions: int
+    path_accuracy: float
+    low: float
+    high: float
+    fact_accuracy: float
+    answer_accuracy: float
+    recall: float
+    mrr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongAnswer:
+    """A question that was answered by another path than the gold one, and what was read instead."""
+
+    question: str
+    gold_subject_id: str
+    gold_relation: str
+    read_subject_id: str | None
+    read_subject: str | None
+    read_relation: str | None
+    gold_rank: int | None  # from 1; None: not among the K retrieved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `hmn evaluate` shows. softmax_size: mean facts under a question's softmax; relations: scores by relation."""
+
+    split: str
+    k: int
+    generation: int
+    softmax_size: float
+    missing: int  # questions whose gold path the memory does not hold; they count as wrong
+    overall: Score
+    relations: Mapping[str, Score]
+    wrong: tuple[WrongAnswer, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    def table(self, relations: int = 20) -> str:
+        """A readable table: all questions, then the relations asked about most."""
+        shown = sorted(self.relations.items(), key=lambda item: (-item[1].questions, item[0]))[:relations]
+        width = max([len("all relations"), *(len(name) for name, _ in shown)])
+        header = f"{'':{width}}  {'asked':>6}  {'path':>6}  {'95 % interval':>15}  {'answer':>6}  "
+        lines = [f"{header}{f'recall@{self.k}':>9}  {'MRR':>5}"]
+        for name, score in [("all relations", self.overall), *shown]:
+            lines.append(
+                f"{name:{width}}  {score.questions:6,}  {100 * score.path_accuracy:5.1f}%  "
+                f"{100 * score.low:5.1f}% - {100 * score.high:4.1f}%  {100 * score.answer_accuracy:5.1f}%  "
+                f"{100 * score.recall:8.1f}%  {score.mrr:5.3f}"
+            )
+        return "\n".join(lines)
+
+
+def evaluate(
+    run_dir: str | Path, split: str = "valid", *, k: int | None = None, progress: Progress = silent
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint on a split of its questions; also writes evaluation-<split>.json there.
+
+    The memory is served in the generation that the checkpoint names. Raises ConfigError for a directory without a
+    checkpoint, EmptyInput for a split without questions.
+    """
+    with open_run(run_dir) as run:
+        questions = Questions.of(read_questions(run.config.data.questions, split))
+        found = evaluate_questions(
+            run.memory, run.encoder, questions, split=split, k=k or run.config.train.k, progress=progress
+        )
+    content = json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n"
+    Storage(str(run_dir)).write_atomic(f"evaluation-{split}.json", content.encode())
+    return found
+
+
+def evaluate_questions(
+    memory: Memory, encoder: Encoder, questions: Questions, *, split: str, k: int, progress: Progress = silent
+) -> Evaluation:
+    """Evaluate an encoder over an open memory that it embedded."""
+    if k < 1:
+        raise ConfigError(f"expected k >= 1, found {k}")
+    if not len(questions):
+        raise EmptyInput(f"expected questions to evaluate on, found none in split {split!r}")
+    paths = Paths.scan(Storage(memory.url), memory.manifest)
+    gold_QG = paths.gold(questions.key_Q)
+    texts = questions.texts
+    retrieved = []
+    was_training = encoder.training
+    encoder.eval()
+    for start in range(0, len(texts), _QUESTIONS_AT_ONCE):
+        query_BD = encoder.ask(texts[start : start + _QUESTIONS_AT_ONCE])
+        retrieved.append(memory.search(query_BD.numpy(), k).fact_ids_BK)
+        progress("evaluate", min(start + _QUESTIONS_AT_ONCE, len(texts)), len(texts), unit="questions")
+    encoder.train(was_training)
+    ids_QK = np.concatenate(retrieved)
+    return _judge(memory, questions, gold_QG, ids_QK, split=split)
+
+
+def _judge(
+    memory: Memory, questions: Questions, gold_QG: NDArray[np.int64], ids_QK: NDArray[np.int64], *, split: str
+) -> Evaluation:
+    read = memory.fetch(ids_QK[:, 0], _READ_COLUMNS)
+    table = questions.table
+    same_subject_Q = np.asarray(pc.equal(read["subject_id"], table["subject_id"]).fill_null(False))
+    path_Q = same_subject_Q & np.asarray(pc.equal(read["relation"], table["relation"]).fill_null(False))
+    # [Q, K, 1] against [Q, 1, G]: which of the facts retrieved are gold
+    is_gold_QK = ((ids_QK[:, :, None] == gold_QG[:, None, :]) & (ids_QK[:, :, None] >= 0)).any(axis=2)
+    found_Q = is_gold_QK.any(axis=1)
+    rank_Q = np.where(found_Q, is_gold_QK.argmax(axis=1) + 1, 0)
+    answer_Q = _leads_to(read["object_ids"], table["object_id"])
+    judged = {
+        "path": path_Q,
+        "fact": is_gold_QK[:, 0],
+        "answer": answer_Q,
+        "recall": found_Q,
+        "mrr": np.where(found_Q, 1 / np.maximum(rank_Q, 1), 0.0),
+    }
+    relation_Q = np.asarray(table["relation"].to_pylist(), dtype=object)
+    relations = {
+        str(relation): _score({name: value[relation_Q == relation] for name, value in judged.items()})
+        for relation in np.unique(relation_Q)
+    }
+    return Evaluation(
+        split=split,
+        k=ids_QK.shape[1],
+        generation=memory.generation,
+        softmax_size=float((ids_QK >= 0).sum(axis=1).mean()),
+        missing=int((gold_QG < 0).all(axis=1).sum()) if gold_QG.shape[1] else len(questions),
+        overall=_score(judged),
+        relations=relations,
+        wrong=_wrong(table, read, path_Q, rank_Q),
+    )
+
+
+def _leads_to(object_ids: pa.ChunkedArray, answer: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether each list of objects holds the question's answer; False where the question does not say it."""
+    pairs = zip(object_ids.to_pylist(), answer.to_pylist(), strict=True)
+    return np.fromiter((wanted is not None and wanted in (held or ()) for held, wanted in pairs), np.bool_)
+
+
+def _score(judged: dict[str, NDArray[Any]]) -> Score:
+    asked, right = len(judged["path"]), int(judged["path"].sum())
+    low, high = wilson(right, asked)
+    return Score(
+        questions=asked,
+        path_accuracy=right / asked,
+        low=low,
+        high=high,
+        fact_accuracy=float(judged["fact"].mean()),
+        answer_accuracy=float(judged["answer"].mean()),
+        recall=float(judged["recall"].mean()),
+        mrr=float(judged["mrr"].mean()),
+    )
+
+
+def _wrong(
+    table: pa.Table, read: pa.Table, path_Q: NDArray[np.bool_], rank_Q: NDArray[np.int64]
+) -> tuple[WrongAnswer, ...]:
+    at = np.flatnonzero(~path_Q)
+    asked = table.take(pa.array(at)).to_pylist()
+    instead = read.select(["subject_id", "subject", "relation"]).take(pa.array(at)).to_pylist()
+    return tuple(
+        WrongAnswer(
+            question=question["question"],
+            gold_subject_id=question["subject_id"],
+            gold_relation=question["relation"],
+            read_subject_id=other["subject_id"],
+            read_subject=other["subject"],
+            read_relation=other["relation"],
+            gold_rank=int(rank) or None,
+        )
+        for question, other, rank in zip(asked, instead, rank_Q[at], strict=True)
+    )

@@ -1,0 +1,296 @@
+"""[ray] The training loop, run by Ray Train: in this process for one worker, in several processes for more."""
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory_store.errors import ConfigError, MemoryNotFound
+from memory_store.manifest import read_manifest
+from memory_store.memory import Memory, open_memory
+from memory_store.parts import scan_facts
+from memory_store.progress import Progress, silent
+from memory_store.storage import Storage
+from pipeline.features import FEATURES_VERSION
+from pipeline.ingest import ingest
+from pipeline.sources.questions import read_questions
+from trainer.attention import KMipsAttention
+from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.config import RunConfig, load_config, save_config
+from trainer.data import Paths, Questions, TrainingData
+from trainer.encoders.base import Encoder
+from trainer.encoders.facts import FEATURE_COLUMNS, FactFeatures
+from trainer.encoders.registry import make_encoder
+from trainer.metrics import MetricsStream
+from trainer.process import prepare_process
+from trainer.refresh import Refresher
+from trainer.sources import EncodedFacts
+from trainer.state import capture, restore
+from trainer.step import Average, Optimizers, training_step
+
+__all__ = ["RunResult", "train", "train_worker"]
+
+_REPORT_EVERY_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a training run left behind. generation: of the memory, embedded by the trained model."""
+
+    run_dir: Path
+    steps: int
+    loss: float
+    generation: int
+    resumed_from: int
+    seconds: float
+
+
+def train(config: RunConfig, *, resume: bool = False, progress: Progress = silent) -> RunResult:
+    """Train a model on the configured memory; ingests the configured facts first where there is no memory yet.
+
+    The run directory then holds config.toml, metrics.jsonl and the newest checkpoint; the memory is embedded by the
+    trained model. resume: go on from the newest checkpoint, to exactly the result of a run that never stopped; without
+    one, start. Raises ConfigError when the directory holds a run already and `resume` is not asked for, or when it
+    holds a run with other settings.
+    """
+    started_s = time.monotonic()
+    run_dir = Path(config.run_dir)
+    found = _claim(run_dir, config, resume)
+    _prepare_memory(config, progress)
+    result: dict[str, Any] = {}
+
+    def worker(_: dict[str, Any]) -> None:
+        result.update(train_worker(config, found, progress))
+
+    if config.train.workers == 1:
+        _run_here(worker)
+    else:
+        from trainer.workers import run_workers  # torch.distributed loads only where it is used
+
+        result = run_workers(config, found)
+    return RunResult(
+        run_dir=run_dir,
+        steps=result["steps"],
+        loss=result["loss"],
+        generation=result["generation"],
+        resumed_from=found.step if found else 0,
+        seconds=time.monotonic() - started_s,
+    )
+
+
+def _claim(run_dir: Path, config: RunConfig, resume: bool) -> CheckpointInfo | None:
+    """The checkpoint to go on from, after making sure that the directory is ours to use."""
+    storage = Storage(str(run_dir))
+    found = newest_checkpoint(storage)
+    if found is not None and not resume:
+        raise ConfigError(
+            f"{run_dir} holds a run already (step {found.step} of {found.total_steps}); go on with --resume, or name "
+            "another run_dir"
+        )
+    saved = run_dir / "config.toml"
+    if found is not None and load_config(saved) != config:
+        raise ConfigError(f"{run_dir} holds a run with other settings; resume it with {saved}, or name another run_dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, saved)
+    return found
+
+
+def _prepare_memory(config: RunConfig, progress: Progress) -> None:
+    try:
+        read_manifest(Storage(config.memory.url))
+    except MemoryNotFound:
+        if not config.data.facts:
+            raise
+        ingest(
+            config.data.facts,
+            config.memory.url,
+            names=config.data.names,
+            grouping=config.data.grouping,
+            progress=progress,
+        )
+
+
+def _run_here(worker: Callable[[dict[str, Any]], None]) -> None:
+    """One worker: Ray Train's local mode calls it in this process; no cluster is started."""
+    with _quiet_ray():
+        from ray.train import ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        trainer = TorchTrainer(worker, train_loop_config={}, scaling_config=ScalingConfig(num_workers=0))
+        trainer.fit()
+
+
+@contextlib.contextmanager
+def _quiet_ray() -> Iterator[None]:
+    """Ray Train announces its local mode as if it were a problem; our own messages say what runs."""
+    loggers = [logging.getLogger(name) for name in ("ray.train", "ray.train.v2", "ray")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def train_worker(
+    config: RunConfig,
+    found: CheckpointInfo | None,
+    progress: Progress,
+    rank: int = 0,
+    average: Average | None = None,
+    wait: Callable[[int], int] = lambda generation: generation,
+) -> dict[str, Any]:
+    """What every worker does. rank 0 also embeds, checkpoints and reports; wait: hands its generation to the others."""
+    prepare_process(config.train.threads)
+    storage = Storage(config.memory.url)
+    manifest = read_manifest(storage)
+    data = TrainingData(
+        Questions.of(read_questions(config.data.questions, "train")),
+        Paths.scan(storage, manifest),
+        storage,
+        manifest,
+        batch_questions=config.train.batch_questions,
+        swap=config.train.swap_subjects,
+        seed=config.seed,
+    )
+    encoder = make_encoder(config.model, config.seed)
+    optimizers = Optimizers(encoder, table_rate=config.train.table_rate, network_rate=config.train.network_rate)
+    run_storage = Storage(config.run_dir)
+    if found is None:
+        tables = scan_facts(storage, manifest, columns=list(FEATURE_COLUMNS))
+        encoder.fit(FactFeatures.from_table(table) for table in tables)
+    else:
+        restore(load_checkpoint(run_storage, found), encoder, optimizers)
+    total = config.train.epochs * data.steps_per_epoch
+    if config.train.max_steps:
+        total = min(total, config.train.max_steps)
+    first = found.step if found else 0
+    attention = KMipsAttention(config.train.k, config.train.candidates)
+    with open_memory(
+        config.memory.url, config.memory.shards, config.memory.index, backend=config.memory.backend
+    ) as memory:
+        run = _Run(
+            config=config,
+            memory=memory,
+            encoder=encoder,
+            optimizers=optimizers,
+            attention=attention,
+            data=data,
+            run_storage=run_storage,
+            total=total,
+            rank=rank,
+            average=average,
+            wait=wait,
+            progress=progress,
+        )
+        return run.train(first, found)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """The state of a run between its steps."""
+
+    config: RunConfig
+    memory: Memory
+    encoder: Encoder
+    optimizers: Optimizers
+    attention: KMipsAttention
+    data: TrainingData
+    run_storage: Storage
+    total: int
+    rank: int
+    average: Average | None
+    wait: Callable[[int], int]
+    progress: Progress
+    loss: float = 0.0
+
+    def train(self, first: int, found: CheckpointInfo | None) -> dict[str, Any]:
+        settings = self.config.train
+        refresher = Refresher(self.memory, self.encoder, name=_pin_name(self.config), dtype=self.config.memory.dtype)
+        facts = EncodedFacts(self.memory, self.encoder)
+        metrics = MetricsStream(Path(self.config.run_dir), resume_step=first) if self.rank == 0 else None
+        self.encoder.train()
+        self.attention.train()
+        if found is not None and self.rank == 0:
+            self.loss = _last_loss(self.config.run_dir)
+        generation = found.generation if found is not None else 0
+        refreshes = first // settings.refresh_every_steps
+        for step in range(first, self.total):
+            if step % settings.refresh_every_steps == 0:
+                checkpoint = refreshes % settings.checkpoint_every_refreshes == 0 and step > first
+                generation = self._refresh(refresher, step, checkpoint=checkpoint)
+                refreshes += 1
+            generator = torch.Generator().manual_seed((self.config.seed << 32) + step * settings.workers + self.rank)
+            report = training_step(
+                self.encoder,
+                self.attention,
+                facts,
+                self.data.batch(step, self.rank, settings.workers),
+                self.optimizers,
+                decay=1 - step / self.total,
+                feature_dropout=settings.feature_dropout,
+                generator=generator,
+                average=self.average,
+            )
+            self.loss = report.loss
+            done = step + 1
+            if metrics is not None and (done % _REPORT_EVERY_STEPS == 0 or done == self.total):
+                metrics.write(
+                    "train",
+                    done,
+                    {"loss": report.loss, "candidates": report.candidates, "softmax_size": report.softmax_size},
+                    {"step_s": report.step_s, "search_s": report.search_s},
+                )
+                self.progress("train", done, self.total, unit="steps", note=f"loss {report.loss:.3f}")
+        if self.total > first:
+            generation = self._refresh(refresher, self.total, checkpoint=True)
+        if metrics is not None:
+            metrics.close()
+        return {"steps": self.total, "loss": self.loss, "generation": generation}
+
+    def _refresh(self, refresher: Refresher, step: int, *, checkpoint: bool) -> int:
+        """Embed with the model as it is; rank 0 commits, the others wait and serve what it committed."""
+        generation = refresher.refresh() if self.rank == 0 else 0
+        generation = self.wait(generation)
+        if self.rank != 0:
+            self.memory.refresh(generation)
+            return generation
+        if checkpoint:
+            refresher.keep(generation)
+            save_checkpoint(
+                self.run_storage,
+                capture(self.encoder, self.optimizers),
+                step=step,
+                total_steps=self.total,
+                generation=generation,
+                memory=self.config.memory.url,
+                fingerprint=self.encoder.fingerprint(),
+                features=FEATURES_VERSION,
+                encoder=self.config.model.encoder,
+            )
+        refresher.sweep()
+        return generation
+
+
+def _pin_name(config: RunConfig) -> str:
+    plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in Path(config.run_dir).name)
+    return f"run-{plain or 'unnamed'}"
+
+
+def _last_loss(run_dir: str) -> float:
+    from trainer.metrics import read_metrics
+
+    losses = [line["loss"] for line in read_metrics(Path(run_dir)) if line["kind"] == "train"]
+    return float(losses[-1]) if losses else 0.0

@@ -1,0 +1,76 @@
+"""Metrics: intervals, and the stream of them that a run writes to a file and to TensorBoard where it is installed."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsStream", "read_metrics", "wilson"]
+
+
+def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share of right answers (Wilson 1927); (0, 1) when nothing was asked."""
+    if asked == 0:
+        return 0.0, 1.0
+    share, spread = right / asked, z * z / asked
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / asked + spread / (4 * asked)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class MetricsStream:
+    """One JSON object a line in metrics.jsonl, in the order of the steps.
+
+    A run that is resumed at step s drops the lines of later steps first, so that the file reads as if it had never
+    stopped. Wall-clock figures are kept apart (`timing`), as they differ from run to run.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step]
+        beside = self._path.with_suffix(".jsonl.new")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        beside.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._board = _tensorboard(run_dir, resume_step)
+
+    def write(self, kind: str, step: int, values: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        """kind: "train" or the name of a split. Values and timing are numbers by name."""
+        line = {
+            "kind": kind,
+            "step": step,
+            **values,
+            "timing": {name: round(value, 4) for name, value in timing.items()},
+        }
+        self._file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in {**values, **timing}.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that a crash cut short is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _tensorboard(run_dir: Path, resume_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]  # comes with ray[train]
+    except ImportError:
+        return None
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)

@@ -1,0 +1,96 @@
+"""Refreshing a memory while a model trains: embed, commit, switch, sweep. The old generation serves meanwhile."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from memory_store.memory import Memory
+from memory_store.storage import Storage
+from memory_store.upkeep import pin, sweep, unpin
+from pipeline.embed import embed
+from trainer.encoders.base import Encoder
+from trainer.encoders.facts import FactFeatures
+
+# N facts of a part, D dimension
+
+__all__ = ["FactEmbedder", "Refresher"]
+
+_REMEMBERED_FACTS = 4_000_000  # about 1 GiB of features at the most; a larger memory is read again at every refresh
+
+
+class FactEmbedder:
+    """Facts tables to vectors by an encoder as it is now; remembers the features of parts it has seen."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._remembered: dict[str, FactFeatures] = {}
+        self._facts = 0
+
+    def __call__(self, facts: pa.Table) -> NDArray[np.float32]:
+        """float32 [N, D], one vector per fact."""
+        features = self._features(facts)
+        was_training = self._encoder.training
+        self._encoder.eval()
+        with torch.no_grad():
+            fact_ND = self._encoder.encode_facts(features).numpy()
+        self._encoder.train(was_training)
+        return fact_ND
+
+    def _features(self, facts: pa.Table) -> FactFeatures:
+        # Facts never change under their ids, so the ids say whether these features were read before.
+        ids = np.ascontiguousarray(facts["fact_id"].to_numpy())
+        key = xxhash.xxh3_128_hexdigest(ids.view(np.uint8).data)
+        if key not in self._remembered:
+            features = FactFeatures.from_table(facts)
+            if self._facts + len(features) > _REMEMBERED_FACTS:
+                return features
+            self._remembered[key] = features
+            self._facts += len(features)
+        return self._remembered[key]
+
+
+class Refresher:
+    """Keeps a memory's vectors in step with an encoder that learns.
+
+    name: of the pin that keeps the generation which the newest checkpoint names; every other generation that a refresh
+    superseded is swept.
+    """
+
+    def __init__(self, memory: Memory, encoder: Encoder, *, name: str, dtype: str) -> None:
+        self._memory = memory
+        self._encoder = encoder
+        self._embedder = FactEmbedder(encoder)
+        self._storage = Storage(memory.url)
+        self._name = name
+        self._dtype = dtype
+
+    def refresh(self, committed: Callable[[int], None] | None = None) -> int:
+        """Embed all facts as the encoder is now, commit, serve; returns the generation."""
+        summary = embed(
+            self._memory.url,
+            lambda: self._embedder,
+            fingerprint=self._encoder.fingerprint(),
+            dim=self._encoder.dim,
+            dtype=self._dtype,
+        )
+        if committed is not None:
+            committed(summary.generation)
+        self._memory.refresh(summary.generation)
+        self._memory.release_others()
+        return summary.generation
+
+    def keep(self, generation: int) -> None:
+        """Pin the generation that a checkpoint names, before the checkpoint is published."""
+        pin(self._storage, self._name, generation)
+
+    def sweep(self) -> None:
+        """Delete the generations that refreshes have superseded; pinned and current ones stay."""
+        sweep(self._storage, keep_last=1)
+
+    def release(self) -> None:
+        """Give up the pin."""
+        unpin(self._storage, self._name)

@@ -1,0 +1,99 @@
+"""One training step: encode questions, search, encode the candidates, softmax, loss, gradients, update."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.features import question_features
+from trainer.attention import FactSource, KMipsAttention
+from trainer.data import Batch
+from trainer.encoders.base import Encoder
+from trainer.encoders.tables import RowAdagrad
+from trainer.loss import reading_loss
+
+__all__ = ["Optimizers", "StepReport", "training_step"]
+
+Average = Callable[[list[Tensor], dict[str, tuple[Tensor, Tensor]]], dict[str, tuple[Tensor, Tensor]]]
+"""Averages gradients over workers: those of the parameters in place; returns the average of the tables' rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """loss: of the batch; candidates: facts in the shared softmax; softmax_size: mean over the questions; seconds."""
+
+    loss: float
+    candidates: int
+    softmax_size: float
+    search_s: float
+    step_s: float
+
+
+class Optimizers:
+    """Row-wise Adagrad for the feature tables, Adam for everything else, one linear decay for both."""
+
+    def __init__(self, encoder: Encoder, *, table_rate: float, network_rate: float) -> None:
+        self.tables = RowAdagrad(encoder.tables)
+        self.network = torch.optim.Adam(encoder.parameters(), lr=network_rate)
+        self._table_rate = table_rate
+        self._network_rate = network_rate
+
+    def zero(self) -> None:
+        self.network.zero_grad(set_to_none=True)
+
+    def step(self, decay: float, average: Average | None = None) -> None:
+        """Apply the gradients; decay in (0, 1] multiplies both rates."""
+        for group in self.network.param_groups:
+            group["lr"] = self._network_rate * decay
+        rows = self.tables.take_gradients()
+        if average is not None:
+            rows = average([p.grad for g in self.network.param_groups for p in g["params"] if p.grad is not None], rows)
+        self.network.step()
+        self.tables.step(self._table_rate * decay, rows)
+
+
+def training_step(
+    encoder: Encoder,
+    attention: KMipsAttention,
+    facts: FactSource,
+    batch: Batch,
+    optimizers: Optimizers,
+    *,
+    decay: float = 1.0,
+    feature_dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+    average: Average | None = None,
+) -> StepReport:
+    """Learn from one batch. The encoder and the attention are in training mode.
+
+    The search uses the question as it is asked, with all its features; the gradient flows through the question with
+    some of its features hidden. Dropout draws from `generator` only.
+    """
+    started_s = time.perf_counter()
+    features = question_features(batch.texts)
+    retrieved_BK = None
+    if attention.candidates != "full":
+        encoder.eval()
+        with torch.no_grad():
+            query_BD = encoder.encode_questions(features)
+        encoder.train()
+        searching_s = time.perf_counter()
+        retrieved_BK = facts.search(query_BD.numpy(), attention.k)
+        search_s = time.perf_counter() - searching_s
+    else:
+        search_s = 0.0
+    optimizers.zero()
+    query_BD = encoder.encode_questions(features, feature_dropout=feature_dropout, generator=generator)
+    reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK)
+    loss = reading_loss(reading.logits_BC, reading.gold_BC)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+    optimizers.step(decay, average)
+    return StepReport(
+        loss=loss.item(),
+        candidates=len(reading.fact_ids_C),
+        softmax_size=float(reading.softmax_size_B.mean()),
+        search_s=search_s,
+        step_s=time.perf_counter() - started_s,
+    )

@@ -1,0 +1,69 @@
+"""[ray] Several training processes: each takes a share of every batch, and gradients are averaged."""
+
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from memory_store.ray_session import ensure_ray
+from trainer.checkpoint import CheckpointInfo
+from trainer.config import RunConfig
+from trainer.encoders.tables import sum_rows
+
+__all__ = ["average_gradients", "run_workers"]
+
+
+def average_gradients(dense: list[Tensor], rows: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The mean of every gradient over the workers of the process group; see trainer.step.Average.
+
+    Row gradients are gathered, not reduced, as every worker touches other rows; they are added in the order of the
+    ranks, so that all workers, and all runs of a seed, get the same sum.
+    """
+    workers = distributed.get_world_size()
+    for gradient in dense:
+        distributed.all_reduce(gradient)
+        gradient /= workers
+    gathered: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(workers)]
+    distributed.all_gather_object(gathered, rows)
+    averaged = {}
+    for name in sorted({name for one in gathered for name in one}):
+        pairs = [one[name] for one in gathered if name in one]
+        index_U, total_UW = sum_rows([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        averaged[name] = (index_U, total_UW / workers)
+    return averaged
+
+
+def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, Any]:
+    """Train with `train.workers` processes; returns what rank 0 reports."""
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ensure_ray()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "found": found},
+        scaling_config=ScalingConfig(num_workers=config.train.workers),
+    )
+    metrics = trainer.fit().metrics
+    return dict(metrics or {})
+
+
+def _worker(payload: dict[str, Any]) -> None:
+    import ray.train
+
+    from memory_store.progress import silent
+    from trainer.loop import train_worker
+
+    rank = ray.train.get_context().get_world_rank()
+    result = train_worker(
+        payload["config"], payload["found"], silent, rank=rank, average=average_gradients, wait=_from_rank_0
+    )
+    ray.train.report(result)
+
+
+def _from_rank_0(generation: int) -> int:
+    """The generation that rank 0 committed; everyone waits for it."""
+    box = torch.tensor([generation])
+    distributed.broadcast(box, src=0)
+    return int(box.item())
