@@ -1,0 +1,178 @@
+"""Encoders: facts once each, several names in one vector, rows that learn, fingerprints that notice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from memory_store.errors import ConfigError, InputError, VersionMismatch
+from memory_store.manifest import read_manifest
+from memory_store.parts import scan_facts
+from memory_store.storage import Storage
+from pipeline.features import question_features, relation_features, text_features
+from trainer.encoders.base import Encoder
+from trainer.encoders.facts import FactFeatures
+from trainer.encoders.registry import ENCODERS, make_encoder
+from trainer.encoders.settings import ModelConfig
+from trainer.encoders.tables import FeatureTable, RowAdagrad, sum_rows
+
+SMALL = {"entity_dim": 64, "relation_dim": 16, "feature_bits": 14, "hidden": 16, "reader_hidden": 8}
+
+
+def _facts(rows: list[tuple[list[str], str]]) -> pa.Table:
+    """A facts table from (names of the subject, relation) pairs."""
+    subjects = [[text_features([name])[0].tolist() for name in names] for names, _ in rows]
+    relations = [relation_features([relation])[0].tolist() for _, relation in rows]
+    struct = pa.struct([("subject", pa.list_(pa.list_(pa.uint32()))), ("relation", pa.list_(pa.uint32()))])
+    features = [{"subject": subject, "relation": rel} for subject, rel in zip(subjects, relations, strict=True)]
+    return pa.table({"fact_id": pa.array(range(len(rows)), pa.int64()), "features": pa.array(features, struct)})
+
+
+def _encoder(name: str = "ngram", seed: int = 5) -> Encoder:
+    return make_encoder(ModelConfig(encoder=name, **SMALL), seed)
+
+
+ROWS = [
+    (["Ann Smith"], "person/born"),
+    (["Ann Smith"], "person/job"),
+    (["Köln", "Cologne", "Colonia"], "place/country"),
+    ([], "place/country"),
+    (["Ann Smith"], "person/born"),
+]
+
+
+def test_subjects_and_relations_are_kept_once_each() -> None:
+    features = FactFeatures.from_table(_facts(ROWS))
+    assert len(features) == 5
+    assert len(features.relations) == 3
+    assert len(features.name_bounds) - 1 == 3
+    assert features.subject_C[0] == features.subject_C[1] == features.subject_C[4]
+    assert features.relation_C[2] == features.relation_C[3]
+    names = np.diff(features.name_bounds)[features.subject_C]
+    assert names.tolist() == [1, 1, 3, 0, 1]
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_a_fact_has_the_same_vector_in_any_company(name: str) -> None:
+    encoder = _encoder(name).eval()
+    table = _facts(ROWS)
+    with torch.no_grad():
+        together = encoder.encode_facts(FactFeatures.from_table(table))
+        for row in range(len(ROWS)):
+            alone = encoder.encode_facts(FactFeatures.from_table(table.slice(row, 1)))
+            torch.testing.assert_close(alone[0], together[row])
+        chunked = pa.concat_tables([table.slice(0, 2), table.slice(2)])
+        torch.testing.assert_close(encoder.encode_facts(FactFeatures.from_table(chunked)), together)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_a_question_has_the_same_vector_in_any_company(name: str) -> None:
+    encoder = _encoder(name)
+    for head in (encoder.relation.reader.heads.gates, encoder.relation.reader.heads.summary):  # type: ignore[attr-defined]
+        torch.nn.init.normal_(head.weight)  # a fresh reader answers neutrally, whatever it reads
+    texts = ["where was ann smith born", "", "?", "a", "one very much longer question about the city of cologne"]
+    together = encoder.ask(texts)
+    assert together.shape == (5, encoder.dim)
+    for row, text in enumerate(texts):
+        torch.testing.assert_close(encoder.ask([text])[0], together[row], atol=1e-5, rtol=1e-5)
+
+
+def test_any_one_of_several_names_matches_at_full_strength() -> None:
+    encoder = _encoder().eval()
+    rows = [(["Köln", "Cologne", "Colonia", "Keulen", "科隆", "Кёльн"], "r"), (["Cologne"], "r"), (["Boston"], "r")]
+    with torch.no_grad():
+        subjects = encoder.entity.encode_subjects(FactFeatures.from_table(_facts(rows)))
+        names = encoder.entity.encode_subjects(FactFeatures.from_table(_facts([([one], "r") for one in rows[0][0]])))
+    several, single, other = subjects[FactFeatures.from_table(_facts(rows)).subject_C]
+    strength = names @ several
+    assert strength.min() > 0.8
+    assert strength.max() < 1.2
+    torch.testing.assert_close(single.norm(), torch.tensor(1.0), atol=1e-4, rtol=0)
+    assert (names @ other).max() < 0.5
+
+
+def test_facts_without_features_are_refused() -> None:
+    table = _facts(ROWS[:1])
+    with pytest.raises(InputError, match="hmn ingest"):
+        FactFeatures.from_table(table.set_column(1, "features", pa.nulls(1, table["features"].type)))
+
+
+def test_equal_seeds_give_equal_encoders_and_the_global_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    assert _encoder(seed=1).fingerprint() == _encoder(seed=1).fingerprint() != _encoder(seed=2).fingerprint()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_fingerprint_names_what_facts_depend_on_and_nothing_else() -> None:
+    encoder = _encoder()
+    before = encoder.fingerprint()
+    with torch.no_grad():
+        encoder.relation.bias.add_(1)
+        encoder.relation.questions.weight_VW.add_(1)
+    assert encoder.fingerprint() == before
+    encoder.check_fingerprint(before)
+    with torch.no_grad():
+        encoder.relation.relations.weight_VW[0, 0] += 1e-3
+    with pytest.raises(VersionMismatch, match="hmn embed"):
+        encoder.check_fingerprint(before)
+
+
+def test_an_unknown_encoder_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'ngram'"):
+        make_encoder(ModelConfig(encoder="n-gram"), 0)
+
+
+def test_fitting_gives_rare_features_more_weight(ingest_world: Callable[..., str], tmp_path: Path) -> None:
+    storage = Storage(ingest_world(tmp_path / "memory"))
+    encoder = _encoder()
+    tables = scan_facts(storage, read_manifest(storage), columns=["fact_id", "features"])
+    encoder.fit(FactFeatures.from_table(table) for table in tables)
+    rows = encoder.entity.name_weights
+    common, rare = (rows.weight_VW[rows.rows_of(text_features([text])[0])].mean() for text in ("ann", "the 45th"))
+    assert 0 < common < rare <= 1
+    known = question_features(["where was ann born"])
+    flags = encoder.entity._is_known(known.values)
+    assert 0 < flags.sum() < len(flags)
+
+
+def test_lookups_of_one_row_are_summed() -> None:
+    table = FeatureTable(torch.zeros(8, 3))
+    first, place = table.lookup(np.array([2, 5, 2]))
+    second, other = table.lookup(np.array([5, 7]))
+    (first[place].sum() + 10 * second[other].sum()).backward()
+    taken = table.take_gradients()
+    assert taken is not None
+    assert taken[0].tolist() == [2, 5, 7]
+    assert taken[1][:, 0].tolist() == [2, 11, 10]
+    assert table.take_gradients() is None
+
+
+def test_evaluation_reads_the_table_itself() -> None:
+    table = FeatureTable(torch.randn(8, 3)).eval()
+    rows, place = table.lookup(np.array([1, 1]))
+    assert rows is table.weight_VW
+    assert place.tolist() == [1, 1]
+
+
+def test_row_adagrad_moves_touched_rows_as_the_formula_says() -> None:
+    table = FeatureTable(torch.zeros(4, 2))
+    optimizer = RowAdagrad({"t": table})
+    gradient = torch.tensor([[3.0, 4.0]])
+    for _ in range(2):
+        optimizer.step(0.1, {"t": (torch.tensor([2]), gradient)})
+    mean_square = 12.5
+    expected = -0.1 * gradient[0] * (mean_square**-0.5 + (2 * mean_square) ** -0.5)
+    torch.testing.assert_close(table.weight_VW[2], expected)
+    assert table.weight_VW[[0, 1, 3]].abs().sum() == 0
+
+
+def test_rows_of_several_workers_are_summed_in_order() -> None:
+    index, total = sum_rows(
+        [torch.tensor([1, 4]), torch.tensor([4]), torch.tensor([0])],
+        [torch.ones(2, 2), torch.full((1, 2), 5.0), torch.full((1, 2), 2.0)],
+    )
+    assert index.tolist() == [0, 1, 4]
+    assert total[:, 0].tolist() == [2, 1, 6]
