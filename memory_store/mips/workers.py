@@ -42,5 +42,6 @@ class Workers:
 
 def _compute_on_one_core(all_started: threading.Barrier) -> None:
     all_started.wait()
+    torch.get_num_threads()  # a thread that has not asked yet takes the default at its first product, over our 1
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)  # the proofs of exactness know of tiny numbers, not of numbers that vanish
