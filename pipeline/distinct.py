@@ -1,20 +1,25 @@
-"""Fact ids across all parts of a generation are distinct: checked over mapped parts in bounded memory."""
+"""Checks over all parts of a generation in bounded memory: fact ids are distinct; two sets of parts say the same."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from memory_store.errors import DuplicateFact
 from memory_store.manifest import Part
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part
 from memory_store.storage import Storage
+from pipeline.facts import hash_texts
 
 # F facts of all parts, R ranges of ids
 
-__all__ = ["refuse_duplicates"]
+__all__ = ["refuse_duplicates", "same_facts"]
 
 _IDS_AT_ONCE = 1 << 20
+_FACTS_AT_ONCE = 1 << 16
+_SEPARATOR = "\x1f"  # a control character: clean text has none
 
 
 def refuse_duplicates(storage: Storage, parts: Sequence[Part]) -> None:
@@ -32,6 +37,27 @@ def refuse_duplicates(storage: Storage, parts: Sequence[Part]) -> None:
         equal = together[1:][together[1:] == together[:-1]]
         if len(equal):
             raise DuplicateFact(_named(storage, parts, ids, int(equal[0])))
+
+
+def same_facts(storage: Storage, parts: Sequence[Part], others: Sequence[Part]) -> bool:
+    """Whether two sets of parts hold the same facts, however these are spread over the parts."""
+    if sum(part.rows for part in parts) != sum(part.rows for part in others):
+        return False
+    return _digest(storage, parts) == _digest(storage, others)
+
+
+def _digest(storage: Storage, parts: Sequence[Part]) -> int:
+    """The sum of a hash of each fact: it does not depend on their order."""
+    total = 0
+    for part in parts:
+        table = open_part(storage, part, FACTS_SCHEMA).drop_columns("features")
+        for batch in table.to_batches(max_chunksize=_FACTS_AT_ONCE):
+            texts = [batch.column("fact_id").cast(pa.string()), batch.column("subject")]
+            for name in ("aliases", "object_ids", "objects"):
+                lengths = pc.list_value_length(batch.column(name)).cast(pa.string())
+                texts += [lengths, pc.binary_join(batch.column(name), _SEPARATOR)]
+            total += int(hash_texts(pc.binary_join_element_wise(*texts, _SEPARATOR)).sum())
+    return total % 2**64
 
 
 def _named(storage: Storage, parts: Sequence[Part], ids: Sequence[NDArray[np.int64]], fact_id: int) -> str:

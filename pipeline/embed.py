@@ -28,7 +28,7 @@ from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, max_norm, stored_vectors
 from pipeline.staging import STAGING, remove_staging
-from pipeline.work import run_steps
+from pipeline.work import check_backend, run_steps
 
 # N facts of a part, D dimension
 
@@ -91,6 +91,7 @@ def embed(
     returns, GenerationConflict if another writer committed meanwhile. Whatever it raises, the memory is as it was.
     """
     started_s = time.monotonic()
+    check_backend(backend, workers, [url])
     storage = Storage(url)
     stored_vectors(np.empty((0, dim), np.float32), dim, dtype)  # an unknown dtype is refused before any work
     parent = read_manifest(storage)

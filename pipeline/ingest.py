@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 
-from memory_store.errors import CorruptFile, EmptyInput, GenerationConflict, InputError
+from memory_store.errors import (
+    CommitUnknown,
+    CorruptFile,
+    EmptyInput,
+    GenerationConflict,
+    HmnError,
+    InputError,
+    StorageFailed,
+)
 from memory_store.manifest import (
     Manifest,
     ParentGeneration,
@@ -22,13 +30,13 @@ from memory_store.manifest import (
 from memory_store.parts import scan_facts
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
-from pipeline.distinct import refuse_duplicates
+from pipeline.distinct import refuse_duplicates, same_facts
 from pipeline.features import FEATURES_VERSION
 from pipeline.plan import Plan, plan_ingest
 from pipeline.quarantine import write_quarantine
 from pipeline.sources.files import SEGMENT_BYTES
 from pipeline.staging import Reduced, Staged, look_up_names, reduce_bucket, rejected_rows, remove_staging, stage_piece
-from pipeline.work import run_steps
+from pipeline.work import check_backend, run_steps
 
 __all__ = ["ROWS_PER_PART", "IngestSummary", "ingest"]
 
@@ -90,10 +98,13 @@ def ingest(
     meanwhile, DuplicateFact, StorageFailed. Whatever it raises, the memory is as it was.
     """
     started_s = time.monotonic()
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    names = [names] if isinstance(names, str) else list(names)
+    check_backend(backend, workers, [url, *sources, *names])
     plan = plan_ingest(
-        [sources] if isinstance(sources, str) else sources,
+        sources,
         url,
-        names=[names] if isinstance(names, str) else names,
+        names=names,
         grouping=grouping,
         segment_bytes=segment_bytes,
         rows_per_part=rows_per_part,
@@ -101,15 +112,13 @@ def ingest(
     run = _Run(plan=plan, steps=partial(run_steps, backend=backend, workers=workers), strict=strict, progress=progress)
     try:
         return run.ingest(started_s)
-    except (CorruptFile, FileNotFoundError, GenerationConflict) as error:
-        # Whoever commits first removes what others staged for the same parent: a missing file may mean that we lost.
-        now = current_generation(run.storage) or 0
-        if now == plan.parent_generation:
-            raise
-        raise GenerationConflict(
-            f"another writer committed generation {now} of {run.storage.shown} while this ingest worked on generation "
-            f"{plan.parent_generation}; run it again to merge with what is there now"
-        ) from error
+    except CommitUnknown:
+        raise  # it may have been committed: nothing may be removed
+    except (HmnError, FileNotFoundError) as error:
+        remove_staging(run.storage, plan.job.folder, and_empty_memory=True)
+        if isinstance(error, CorruptFile | FileNotFoundError):
+            run.refuse_if_overtaken(error)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +155,17 @@ class _Run:
         manifest = self.commit(parts)
         remove_staging(self.storage, plan.job.folder)
         return self.summary(manifest, started_s, staged, receipts, quarantine)
+
+    def refuse_if_overtaken(self, error: Exception) -> None:
+        """Whoever commits first removes what others staged for the same parent: a missing file may mean we lost."""
+        now, parent = current_generation(self.storage) or 0, self.plan.parent_generation
+        if now != parent:
+            raise GenerationConflict(
+                f"another writer committed generation {now} of {self.storage.shown} while this ingest worked on "
+                f"generation {parent}; run it again to merge with what is there now"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise StorageFailed(f"a file of this ingest was removed while it ran ({error}); run it again") from error
 
     def stage(self) -> list[Staged]:
         """The receipts of all segments, in the order of the sources."""
@@ -189,13 +209,20 @@ class _Run:
         """The generation that holds the parts: the current one if it holds the same already, else a new one."""
         plan = self.plan
         parent = plan.parent
-        if parent is not None and parent.features == FEATURES_VERSION and _contents(parent.facts) == _contents(parts):
+        if parent is not None and parent.features == FEATURES_VERSION and self.is_nothing_new(parent, parts):
+            for part in parts:
+                self.storage.delete(part.path)
             return parent
         change = ReplaceFacts(facts=parts, grouping=plan.job.grouping, features=FEATURES_VERSION)
         new = apply_change(
             parent, change, commit_id=plan.commit_id, note=f"ingest of {', '.join(plan.shown_inputs)}"[:500]
         )
         return commit(self.storage, new, requires=ParentGeneration(plan.parent_generation))
+
+    def is_nothing_new(self, parent: Manifest, parts: tuple[Part, ...]) -> bool:
+        if [part.checksum for part in parent.facts] == [part.checksum for part in parts]:
+            return True
+        return same_facts(self.storage, parent.facts, parts)  # they may only be spread over other parts
 
     def summary(
         self,
@@ -225,10 +252,6 @@ class _Run:
 def _in_order(answers: dict[int, list[Staged]]) -> list[Staged]:
     receipts = [receipt for staged in answers.values() for receipt in staged]
     return sorted(receipts, key=lambda receipt: (receipt.source, receipt.segment))
-
-
-def _contents(parts: Sequence[Part]) -> list[tuple[int, str]]:
-    return [(part.rows, part.checksum) for part in parts]
 
 
 def _count_entities(storage: Storage, manifest: Manifest) -> int:

@@ -94,7 +94,7 @@ def stage_piece(job: Job, piece: Piece) -> list[Staged]:
     """Parse a piece; write triples and names partitioned by subject, rejected rows, and a receipt per segment."""
     storage = Storage(job.url)
     done = f"{job.folder}/pieces/{piece.key}.json"
-    if storage.exists(done):
+    if piece.only_segment is None and storage.exists(done):
         return [Staged(**fields) for fields in json.loads(storage.read_bytes(done))]
     receipts = {}
 
@@ -107,7 +107,8 @@ def stage_piece(job: Job, piece: Piece) -> list[Staged]:
     for segment, parsed in piece.parse(wanted):
         receipts[segment] = _stage_segment(storage, job, piece.source, segment, parsed)
     staged = [receipts[segment] for segment in sorted(receipts)]
-    storage.write_atomic(done, json.dumps([asdict(receipt) for receipt in staged]).encode())
+    if piece.only_segment is None:  # else the receipt of the segment is that of the piece
+        storage.write_atomic(done, json.dumps([asdict(receipt) for receipt in staged]).encode())
     return staged
 
 
@@ -184,10 +185,11 @@ def rejected_rows(job: Job, staged: Sequence[Staged]) -> Iterator[tuple[int, dic
         line_offset += receipt.lines
 
 
-def remove_staging(storage: Storage, folder: str) -> None:
+def remove_staging(storage: Storage, folder: str, *, and_empty_memory: bool = False) -> None:
     """Remove a staging folder, and those that stage for a generation which is no longer the newest.
 
     What is staged for a superseded parent can never be committed: the precondition of its commit has failed.
+    and_empty_memory: where there was no memory, leave no empty folder either.
     """
     newest = current_generation(storage) or 0
     removed = {folder.removeprefix(f"{STAGING}/")}
@@ -197,10 +199,18 @@ def remove_staging(storage: Storage, folder: str) -> None:
         if name in removed or (parent.isdigit() and int(parent) < newest):
             removed.add(name)
             storage.delete(entry.path)
-    for name in removed:  # a local disk keeps empty folders, an object store has none
+    # A local disk keeps empty folders, an object store has none.
+    staging = Path(storage.url, STAGING)
+    for name in removed:
+        _remove_empty([*(staging / name).glob("*"), staging / name])
+    if and_empty_memory:
+        _remove_empty([staging, staging.parent])
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for path in folders:
         with suppress(OSError):
-            for path in [*Path(storage.url, STAGING, name).glob("*"), Path(storage.url, STAGING, name)]:
-                path.rmdir()
+            path.rmdir()
 
 
 def _stage_segment(storage: Storage, job: Job, source: int, segment: int, parsed: Parsed) -> Staged:

@@ -6,16 +6,28 @@ from typing import Any, TypeVar
 
 import ray
 import ray.data
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from memory_store.errors import ConfigError, HmnError
 from memory_store.ray_session import ensure_ray
 
-__all__ = ["BACKENDS", "run_steps"]
+__all__ = ["BACKENDS", "check_backend", "run_steps"]
 
 BACKENDS = ("local", "ray")
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+
+def check_backend(backend: str, workers: int | None, urls: Sequence[str]) -> None:
+    """ConfigError for an unknown backend, fewer than one worker, or URLs that other processes cannot see."""
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"expected at least one worker, found {workers}")
+    private = [url for url in urls if url.startswith("memory://")]
+    if backend == "ray" and private:
+        raise ConfigError(f"{private[0]} is in the memory of this process, which Ray's workers cannot see; use local")
 
 
 def run_steps(
@@ -33,10 +45,6 @@ def run_steps(
     so that each worker makes one and keeps it. An HmnError of a step is raised here as it was there; any other
     exception is a bug and stays loud. The caller exhausts or closes the generator.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"expected at least one worker, found {workers}")
     if not items:
         return
     if backend == "local":
@@ -61,9 +69,10 @@ def _run_on_ray(
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         size = min(len(items), workers or max(1, cpus))
         worker: Any = _Worker  # Ray accepts classes here, its annotation does not
-        answers = numbers.map(worker, fn_constructor_args=(make_step, [shipped]), concurrency=size)
+        answers = numbers.map(worker, fn_constructor_args=(make_step, [shipped]), compute=ActorPoolStrategy(size=size))
     else:
-        answers = numbers.map(lambda row: _answer(make_step(), [shipped], row), concurrency=workers)
+        tasks = TaskPoolStrategy(workers)
+        answers = numbers.map(lambda row: _answer(make_step(), [shipped], row), compute=tasks)
     for row in answers.iter_rows():
         if row["error"] is not None:
             raise row["error"][0]

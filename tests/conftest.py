@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Warnings are errors (pyproject.toml). These few are raised inside libraries, and nothing we write avoids them.
 THIRD_PARTY_WARNINGS = [
+    # ray.data sets its own deprecated options when it is first used
+    "ignore::DeprecationWarning:ray.data.context",
     # ray and its workers leave pipes and sockets to the garbage collector when a cluster stops
     "ignore:.*(unclosed|subprocess [0-9]+ is still running).*:ResourceWarning",
 ]

@@ -62,6 +62,8 @@ class BuiltinPiece:
     lane: int
     lanes: int
 
+    only_segment = None
+
     @property
     def key(self) -> str:
         return f"{self.source:06d}-{self.lane:08d}"

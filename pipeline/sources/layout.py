@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -75,7 +76,13 @@ def detect_layout(file: SourceFile, *, names: bool = False) -> Layout:
 
     InputError says what was found where facts (or names) cannot be told from it, EmptyInput that there is nothing.
     """
-    kind = "names" if names or _NAMES_FILE.search(file.name) else "facts"
+    if not names and _NAMES_FILE.search(file.name):
+        with suppress(InputError):  # a name proves nothing: it may be a file of facts about names
+            return _detect(file, "names")
+    return _detect(file, "names" if names else "facts")
+
+
+def _detect(file: SourceFile, kind: str) -> Layout:
     format_ = _FORMATS.get(file.suffix)
     if format_ == PARQUET:
         return _by_name(file, kind, PARQUET, _parquet_columns(file))
@@ -90,7 +97,7 @@ def detect_layout(file: SourceFile, *, names: bool = False) -> Layout:
 
 
 def _delimited(file: SourceFile, kind: str, format_: str, lines: Sequence[str], bytes_per_row: float) -> Layout:
-    rows = list(csv.reader(lines)) if format_ == COMMAS else [line.split("\t") for line in lines]
+    rows = [_csv_row(line) if format_ == COMMAS else line.split("\t") for line in lines]
     header = _meanings(rows[0])
     if "question" in header or _QUESTION_FILE.match(file.name):
         return Layout(kind="questions", format=format_)
@@ -116,6 +123,13 @@ def _delimited(file: SourceFile, kind: str, format_: str, lines: Sequence[str], 
         grouped=grouped,
         bytes_per_row=bytes_per_row,
     )
+
+
+def _csv_row(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []  # the reader will reject it by line
 
 
 def _by_name(file: SourceFile, kind: str, format_: str, found: Sequence[str], bytes_per_row: float = 60.0) -> Layout:

@@ -36,6 +36,11 @@ class Piece(Protocol):
     @property
     def key(self) -> str: ...
 
+    @property
+    def only_segment(self) -> int | None:
+        """The one segment it has, if that is known before it is read."""
+        ...
+
     def parse(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Parsed]]:
         """The wanted segments of this piece, each with its number in the source."""
         ...
@@ -55,6 +60,10 @@ class FilePiece:
     @property
     def key(self) -> str:
         return f"{self.source:06d}-{self.lane:08d}"
+
+    @property
+    def only_segment(self) -> int | None:
+        return None if self.file.codec or self.layout.format == PARQUET else self.lane
 
     def parse(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Parsed]]:
         def mine(segment: int) -> bool:
@@ -81,6 +90,8 @@ class KnownFacts:
     part: Part
     grouping: str
 
+    only_segment = 0
+
     @property
     def key(self) -> str:
         return f"{self.source:06d}-known"
@@ -90,10 +101,11 @@ class KnownFacts:
             return
         storage = Storage(self.url)
         facts = open_part(storage, self.part, FACTS_SCHEMA)
-        if facts.column("relation").null_count or facts.column("subject_id").null_count:
+        without_nulls = all(facts.column(name).null_count == 0 for name in FACTS_SCHEMA.names[:-1])
+        if not without_nulls or not pc.min(pc.list_value_length(facts.column("object_ids"))).as_py():
             raise InputError(
-                f"the memory at {storage.shown} holds facts without subject or relation, which cannot be merged with "
-                "others; ingest into a new memory"
+                f"the memory at {storage.shown} holds facts without subject, relation or objects, which cannot be "
+                "merged with others; ingest into a new memory"
             )
         yield 0, Parsed(triples=self._triples(facts, storage), names=_names(facts), lines=facts.num_rows)
 
