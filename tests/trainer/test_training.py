@@ -1,0 +1,187 @@
+"""Runs over a small world: they learn, repeat, resume and survive kill -9 with the same result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memory_store.errors import ConfigError, MemoryNotFound
+from memory_store.manifest import generations
+from memory_store.storage import Storage
+from memory_store.upkeep import pins, verify_memory
+from trainer.ask import Answerer
+from trainer.checkpoint import newest_checkpoint
+from trainer.config import RunConfig
+from trainer.evaluation import Evaluation, evaluate
+from trainer.loop import train
+from trainer.metrics import read_metrics, wilson
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def _values(config: RunConfig) -> list[dict[str, object]]:
+    """The metrics of a run without its timings."""
+    return [{k: v for k, v in line.items() if k != "timing"} for line in read_metrics(Path(config.run_dir))]
+
+
+def _facts_of(config: RunConfig) -> tuple[object, ...]:
+    """What a run ended with: the model's fingerprint and every metric."""
+    checkpoint = newest_checkpoint(Storage(config.run_dir))
+    assert checkpoint is not None
+    return checkpoint.fingerprint, checkpoint.step, _values(config)
+
+
+def _shown(found: Evaluation) -> tuple[object, ...]:
+    return found.overall, found.relations, found.wrong
+
+
+@pytest.mark.parametrize("encoder", ["ngram", "gru"])
+def test_a_run_learns_to_answer_about_people_and_words_it_was_not_asked(run_config: MakeConfig, encoder: str) -> None:
+    config = run_config(model={"encoder": encoder}, train={"epochs": 8})
+    result = train(config)
+    found = evaluate(config.run_dir)
+    assert result.steps == 8 * 15
+    assert found.overall.path_accuracy >= 0.95
+    assert found.overall.path_accuracy == found.overall.fact_accuracy
+    assert found.overall.recall >= found.overall.path_accuracy
+    assert found.missing == 0
+    assert sum(score.questions for score in found.relations.values()) == found.overall.questions
+    assert len(found.wrong) == round((1 - found.overall.path_accuracy) * found.overall.questions)
+    assert "all relations" in found.table()
+
+
+def test_answers_name_the_fact_that_was_read(run_config: MakeConfig) -> None:
+    config = run_config(train={"epochs": 6})
+    train(config)
+    with Answerer(config.run_dir) as answerer:
+        best, *others = answerer.ask("where was Jörg O'Hara born?", k=4)
+        assert (best.subject, best.relation) == ("jörg o'hara", "people/person/place_of_birth")
+        assert best.objects == best.object_ids
+        assert abs(best.weight + sum(other.weight for other in others) - 1) < 1e-6
+        assert all(best.score >= other.score for other in others)
+        with pytest.raises(ConfigError, match="empty text"):
+            answerer.ask("  ")
+        assert len(answerer.ask_many(["who is ann smith married to", "hello"], k=2)) == 2
+
+
+def test_the_same_seed_gives_the_same_run_on_any_shards_and_another_seed_another(run_config: MakeConfig) -> None:
+    sharded = run_config("b", "mb")
+    configs = [
+        run_config("a", "ma"),
+        replace(sharded, memory=replace(sharded.memory, shards=3), train=replace(sharded.train, threads=2)),
+        run_config("c", "mc", seed=1),
+    ]
+    for config in configs:
+        train(config)
+    first, second, other = (_facts_of(config) for config in configs)
+    assert first == second
+    assert first[0] != other[0]
+
+
+def test_an_interrupted_run_resumes_to_the_result_of_an_undisturbed_one(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = run_config("whole", "m1"), run_config("stopped", "m2")
+    train(whole)
+    import trainer.loop
+
+    calls = {"left": 16}
+
+    def failing(*args: object, **kwargs: object) -> object:
+        calls["left"] -= 1
+        if calls["left"] == 0:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    original = trainer.loop.training_step
+    monkeypatch.setattr(trainer.loop, "training_step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    result = train(stopped, resume=True)
+    assert 0 < result.resumed_from <= 15
+    assert _facts_of(stopped) == _facts_of(whole)
+    assert train(stopped, resume=True).resumed_from == result.steps
+
+
+SCRIPT = "import sys; from trainer.config import load_config; from trainer.loop import train; "
+SCRIPT += "train(load_config(sys.argv[1]), resume=True)"
+
+
+def test_kill_9_at_any_instant_and_resume_gives_the_same_result_and_a_memory_that_verifies(
+    run_config: MakeConfig, tmp_path: Path
+) -> None:
+    whole, killed = run_config("whole", "m1"), run_config("killed", "m2")
+    train(whole)
+    from trainer.config import save_config
+
+    save_config(killed, tmp_path / "killed.toml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "killed.toml")]
+    progress = [tmp_path / "killed" / "config.toml", tmp_path / "killed" / "checkpoints" / "latest.json"]
+    for awaited in progress:  # once before the first checkpoint, once after it
+        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
+        deadline_s = time.monotonic() + 120
+        while not awaited.exists() and process.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert awaited.exists()
+    train(killed, resume=True)
+    assert _facts_of(killed) == _facts_of(whole)
+    verify_memory(killed.memory.url)
+
+
+def test_a_run_keeps_the_generation_its_checkpoint_names_and_sweeps_the_others(run_config: MakeConfig) -> None:
+    config = run_config()
+    result = train(config)
+    storage = Storage(config.memory.url)
+    assert generations(storage) == [result.generation]
+    assert dict(pins(storage)) == {"run-run": result.generation}
+
+
+def test_triples_share_the_target_and_are_judged_by_their_path(
+    run_config: MakeConfig, ingest_world: Callable[..., str]
+) -> None:
+    config = run_config(data={**vars(run_config().data), "grouping": "triple"}, train={"epochs": 6})
+    train(config)
+    assert evaluate(config.run_dir).overall.path_accuracy > 0.9
+
+
+@pytest.mark.parametrize("candidates", ["per_question", "full"])
+def test_other_candidate_rules_train_as_well(run_config: MakeConfig, candidates: str) -> None:
+    config = run_config(train={"epochs": 6, "candidates": candidates})
+    train(config)
+    assert evaluate(config.run_dir).overall.path_accuracy > 0.9
+
+
+def test_a_run_directory_is_not_overwritten_and_other_settings_do_not_resume_it(run_config: MakeConfig) -> None:
+    config = run_config(train={"max_steps": 3})
+    train(config)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+    with pytest.raises(ConfigError, match="other settings"):
+        train(run_config(train={"max_steps": 4}), resume=True)
+
+
+def test_a_missing_memory_without_sources_is_said_so(run_config: MakeConfig) -> None:
+    config = run_config(data={"questions": "builtin:geonames", "facts": []})
+    with pytest.raises(MemoryNotFound):
+        train(config)
+
+
+def test_an_untrained_directory_cannot_be_evaluated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hmn train"):
+        evaluate(tmp_path)
+
+
+def test_wilson_intervals_are_those_of_the_textbook() -> None:
+    low, high = wilson(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(10, 10)[1] == 1.0
