@@ -1,0 +1,88 @@
+"""Question files of every layout give the same table, in the ids that facts have."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from memory_store.errors import ConfigError, EmptyInput, InputError
+from pipeline.sources.questions import QUESTIONS_SCHEMA, read_questions
+
+Write = Callable[[str, str | bytes], str]
+
+ROW = {"question": "where was A born?", "subject_id": "m.0a", "relation": "people.person.born", "object_id": "m.0b"}
+
+
+def parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([ROW | {"split": "train"}]), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "any.txt",
+            "www.freebase.com/m/0a\twww.freebase.com/people/person/born\twww.freebase.com/m/0b\twhere was A born?",
+        ),
+        ("any.txt.gz", "m.0a\t/people/person/born\t/m/0b\twhere was\tA born?\r\n"),
+        (
+            "any.tsv",
+            "relation\tquestion\tobject_id\tsubject\n/people/person/born\twhere was A born?\tm.0b\tm.0a\n",
+        ),
+        ("any.csv", 'question,subject_id,relation,object\n"where was A born?",m.0a,people.person.born,m.0b\n'),
+        ("any.parquet", parquet()),
+    ],
+)
+def test_every_layout_gives_the_same_question(write: Write, name: str, content: str | bytes) -> None:
+    table = read_questions(write(name, content))
+    assert table.schema == QUESTIONS_SCHEMA
+    assert table.to_pylist() == [ROW]
+
+
+def test_an_answer_may_be_unknown(write: Write) -> None:
+    table = read_questions(write("q.tsv", "question\tsubject\trelation\nwhat?\ta\tr\n"))
+    assert table["object_id"].to_pylist() == [None]
+
+
+def test_a_directory_is_read_by_split(write: Write, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write(f"sq/annotated_fb_data_{split}.txt.gz", f"s\tr\to\t{split} question\n")
+    write("sq/questions_test.tsv", "question\tsubject\trelation\ntest question\ts\tr\n")
+    write("sq/freebase-FB2M.txt", "s\tr\to\n")
+    folder = str(tmp_path / "sq")
+    assert read_questions(folder, "valid")["question"].to_pylist() == ["valid question"]
+    assert sorted(read_questions(folder)["question"].to_pylist()) == [
+        "test question",
+        "train question",
+        "valid question",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("s\tr\to\tq\ns\tr\to\n", "line 2: expected 4 columns, found 3"),
+        ("s\tr\to\tq\ns\tr\to\t \n", "line 2: empty question"),
+        (b"s\tr\to\t\xff\n", "not UTF-8 at byte 6"),
+    ],
+)
+def test_a_bad_line_is_an_error_with_its_number(write: Write, content: str | bytes, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        read_questions(write("q.txt", content))
+
+
+def test_no_questions_is_empty_input(write: Write, tmp_path: Path) -> None:
+    write("sq/annotated_fb_data_valid.txt", "s\tr\to\tq\n")
+    with pytest.raises(EmptyInput, match=r"expected a file such as annotated_fb_data_test\.txt"):
+        read_questions(str(tmp_path / "sq"), "test")
+    with pytest.raises(EmptyInput, match="no questions"):
+        read_questions(write("empty.txt", ""))
+
+
+def test_an_unknown_split_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="split 'dev' is unknown"):
+        read_questions("anywhere", "dev")
