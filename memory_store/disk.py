@@ -125,10 +125,14 @@ class LocalFiles:
         finally:
             self._discard(temporary)
         self._disk.sync_dir(target.parent)
+        # A writer that died between making a folder and syncing it left a name that nobody would sync again.
+        self._disk.sync_dir(self._root)
+        with suppress(PermissionError):  # not ours to read, and then not ours to have made
+            self._disk.sync_dir(self._root.parent)
 
     def sync(self, path: str) -> None:
         with (self._root / path).open("rb") as file:
-            os.fsync(file.fileno())
+            self._disk.sync(file)
         self._disk.sync_dir((self._root / path).parent)
 
     def delete(self, path: str) -> None:

@@ -197,18 +197,24 @@ def _aligned_schema(table: pa.Table) -> pa.Schema:
     if "vector" not in table.schema.names:
         return table.schema
     first_row = table.take(pa.array([0]))
-    fact_id_bytes = table.schema.field("fact_id").type.bit_width // 8
-    for pad in range(0, 2 * _ALIGNMENT_BYTES, 4):
-        schema = table.schema.with_metadata({"pad": "." * pad})
-        with pa.BufferOutputStream() as sink:
-            with pa.ipc.new_file(sink, schema) as writer:
-                writer.write_table(first_row.replace_schema_metadata(schema.metadata))
-            file = sink.getvalue()
-        one_row = pa.ipc.open_file(file).read_all().column("vector").chunk(0)
-        offset_of_one = one_row.values.buffers()[1].address - file.address
-        if (offset_of_one + fact_id_bytes * (table.num_rows - 1)) % _ALIGNMENT_BYTES == 0:
-            return schema
+    other_rows_bytes = (table.num_rows - 1) * table.schema.field("fact_id").type.bit_width // 8
+    missing = -(_vectors_offset(first_row) + other_rows_bytes) % _ALIGNMENT_BYTES
+    for pad in range(missing, missing + _ALIGNMENT_BYTES, 4):  # the header grows in steps, so the first may not fit
+        metadata = {"pad": "." * pad}
+        offset = _vectors_offset(first_row.replace_schema_metadata(metadata)) + other_rows_bytes
+        if offset % _ALIGNMENT_BYTES == 0:
+            return table.schema.with_metadata(metadata)
     raise AssertionError("every multiple of 8 bytes was tried")
+
+
+def _vectors_offset(row: pa.Table) -> int:
+    """Where in a file of this one row its vector starts."""
+    with pa.BufferOutputStream() as sink:
+        with pa.ipc.new_file(sink, row.schema) as writer:
+            writer.write_table(row)
+        file = sink.getvalue()
+    vector = pa.ipc.open_file(file).read_all().column("vector").chunk(0)
+    return int(vector.values.buffers()[1].address - file.address)
 
 
 def _open_verified(storage: Storage, part: Part, schema: pa.Schema | None) -> pa.Table:

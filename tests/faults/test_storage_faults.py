@@ -4,7 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +21,7 @@ from memory_store.storage import Storage
 from memory_store.upkeep import inspect_memory, sweep, verify_memory
 from memory_store.writer import MemoryWriter
 
-OLD_IDS = [1, 2, 3, 4, 5]
+OLD_IDS = [1, 2, 3]
 NEW_IDS = [6, 7, 8, 9]
 
 
@@ -70,12 +70,15 @@ class FaultyFile:
         return getattr(self._file, name)
 
 
-class FaultyDisk(QuickDisk):
+class FaultyDisk(Disk):
     """A disk whose n-th changing step fails in the given way; after a crash every step fails."""
 
-    def __init__(self, fail_on_step: int | None = None, fault: Fault = Fault.ERROR) -> None:
+    def __init__(
+        self, fail_on_step: int | None = None, fault: Fault = Fault.ERROR, healthy: Disk | None = None
+    ) -> None:
         self.steps: list[str] = []
         self.struck = False
+        self._healthy = healthy or QuickDisk()
         self._fail_on_step, self._fault, self._dead = fail_on_step, fault, False
 
     def step(self, name: str, do: Callable[[], Any], torn: Callable[[], Any] | None = None) -> Any:
@@ -95,87 +98,86 @@ class FaultyDisk(QuickDisk):
         raise Crash
 
     def create(self, path: Path) -> BinaryIO:
-        opened = super().create
-        return cast(BinaryIO, self.step("create", lambda: FaultyFile(opened(path), self)))
+        return cast(BinaryIO, self.step("create", lambda: FaultyFile(self._healthy.create(path), self)))
 
     def sync(self, file: BinaryIO) -> None:
-        sync = super().sync
-        self.step("sync", lambda: sync(file))
+        self.step("sync", lambda: self._healthy.sync(file))
 
     def rename(self, source: Path, target: Path) -> None:
-        rename = super().rename
-        self.step("rename", lambda: rename(source, target))
+        self.step("rename", lambda: self._healthy.rename(source, target))
 
     def link(self, source: Path, target: Path) -> None:
-        link = super().link
-        self.step("link", lambda: link(source, target))
+        self.step("link", lambda: self._healthy.link(source, target))
 
     def unlink(self, path: Path) -> None:
-        unlink = super().unlink
-        self.step("unlink", lambda: unlink(path))
+        self.step("unlink", lambda: self._healthy.unlink(path))
 
     def mkdir(self, path: Path) -> None:
-        mkdir = super().mkdir
-        self.step("mkdir", lambda: mkdir(path))
+        self.step("mkdir", lambda: self._healthy.mkdir(path))
 
     def sync_dir(self, path: Path) -> None:
-        sync_dir = super().sync_dir
-        self.step("sync_dir", lambda: sync_dir(path))
+        self.step("sync_dir", lambda: self._healthy.sync_dir(path))
 
 
 @dataclass
 class Inode:
-    """What a power loss leaves of a file: the content at its last sync."""
+    """What a power loss leaves of a file: the content at its last sync. A directory has none."""
 
     durable: bytes = b""
+    is_dir: bool = False
 
 
-@dataclass
-class PowerLossDisk(FaultyDisk):
-    """A FaultyDisk that remembers what was made durable, and can lose the rest."""
+class PowerLossDisk(QuickDisk):
+    """A disk that remembers what was made durable, and can lose the rest."""
 
-    fail_on: int | None = None
-    names: dict[Path, Inode] = field(default_factory=dict)  # as programs see them
-    durable_names: dict[Path, Inode] = field(default_factory=dict)  # as a power loss leaves them
-
-    def __post_init__(self) -> None:
-        super().__init__(self.fail_on, Fault.CRASH_AFTER)
+    def __init__(self) -> None:
+        self._names: dict[Path, Inode] = {}  # as programs see them
+        self._durable_names: dict[Path, Inode] = {}  # as a power loss leaves them
 
     def create(self, path: Path) -> BinaryIO:
-        self.names[path] = Inode()
-        return super().create(path)
+        file = super().create(path)
+        self._names[path] = Inode()
+        return file
 
     def sync(self, file: BinaryIO) -> None:
         super().sync(file)
         path = Path(file.name)
-        self.names[path].durable = path.read_bytes()
+        self._names[path].durable = path.read_bytes()
 
     def rename(self, source: Path, target: Path) -> None:
-        self.names[target] = self.names.pop(source)
         super().rename(source, target)
+        self._names[target] = self._names.pop(source)
 
     def link(self, source: Path, target: Path) -> None:
         super().link(source, target)
-        self.names[target] = self.names[source]
+        self._names[target] = self._names[source]
 
     def unlink(self, path: Path) -> None:
-        self.names.pop(path, None)
         super().unlink(path)
+        self._names.pop(path, None)
+
+    def mkdir(self, path: Path) -> None:
+        super().mkdir(path)
+        self._names[path] = Inode(is_dir=True)
 
     def sync_dir(self, path: Path) -> None:
-        for name in [name for name in self.durable_names if name.parent == path and name not in self.names]:
-            del self.durable_names[name]
-        self.durable_names.update({name: inode for name, inode in self.names.items() if name.parent == path})
-        super().sync_dir(path)
+        for name in [name for name in self._durable_names if name.parent == path and name not in self._names]:
+            del self._durable_names[name]
+        self._durable_names.update({name: inode for name, inode in self._names.items() if name.parent == path})
 
     def lose_power(self, *, unsynced_names_survive: bool) -> None:
         """Leave on the real disk what this one made durable. Unsynced names may survive or not: both must be borne."""
-        surviving = {**self.durable_names, **self.names} if unsynced_names_survive else self.durable_names
-        for path in {*self.names, *self.durable_names} - surviving.keys():
+        surviving = {**self._durable_names, **self._names} if unsynced_names_survive else self._durable_names
+        made_dirs = {path for path, inode in self._names.items() if inode.is_dir}
+        for path in sorted({*self._names, *self._durable_names}, reverse=True):  # files before their directories
+            reachable = all(folder in surviving for folder in path.parents if folder in made_dirs)
+            if path in made_dirs:
+                if path not in surviving or not reachable:
+                    path.rmdir()
+                continue
             path.unlink(missing_ok=True)
-        for path, inode in surviving.items():
-            path.unlink(missing_ok=True)
-            path.write_bytes(inode.durable)
+            if path in surviving and reachable:
+                path.write_bytes(surviving[path].durable)
 
 
 def facts(ids: list[int]) -> pa.Table:
@@ -311,24 +313,26 @@ def test_an_error_that_proves_nothing_landed_leaves_no_part_behind(tmp_path: Pat
 
 
 @pytest.mark.parametrize("unsynced_names_survive", [False, True])
+@pytest.mark.parametrize("fault", [Fault.CRASH_AFTER, Fault.ERROR, Fault.LOST_REPLY])
 @pytest.mark.parametrize(("prepare", "change", "old", "new"), SCENARIOS)
-def test_a_power_loss_after_any_step_leaves_the_old_or_the_new_generation_and_keeps_what_was_reported(
+def test_a_power_loss_leaves_the_old_or_the_new_generation_and_keeps_what_was_reported_as_committed(
     tmp_path: Path,
     prepare: Callable[[Storage], None],
     change: Callable[[Storage], None],
     old: tuple[int, list[int], str | None],
     new: tuple[int, list[int], str | None],
+    fault: Fault,
     unsynced_names_survive: bool,
 ) -> None:
     found_states = []
     for step in [*steps_of(tmp_path, prepare, change), None]:
         path = tmp_path / f"power-{step}"
         prepare(Storage(path, disk=QuickDisk()))
-        disk = PowerLossDisk(fail_on=step)
+        disk = PowerLossDisk()
         try:
-            change(Storage(path, disk=disk))
+            change(Storage(path, disk=FaultyDisk(step, fault, healthy=disk)))
             reported = True
-        except Crash:
+        except (Crash, StorageFailed):
             reported = False
         disk.lose_power(unsynced_names_survive=unsynced_names_survive)
         found = state_of(path)
@@ -337,6 +341,18 @@ def test_a_power_loss_after_any_step_leaves_the_old_or_the_new_generation_and_ke
         work_goes_on(path, *found[:2])
     assert old in found_states
     assert found_states[-1] == new
+
+
+def test_what_a_dead_writer_left_unsynced_is_synced_by_the_next_one_that_commits(tmp_path: Path) -> None:
+    for step in steps_of(tmp_path, make_nothing, append_new):
+        path = tmp_path / f"rerun-{step}"
+        disk = PowerLossDisk()
+        with pytest.raises(Crash):
+            append_new(Storage(path, disk=FaultyDisk(step, Fault.CRASH_BEFORE, healthy=disk)))
+        generation = state_of(path)[0]
+        append(Storage(path, disk=disk), [50])
+        disk.lose_power(unsynced_names_survive=False)
+        assert state_of(path)[0] == generation + 1, f"step {step}"
 
 
 def test_a_disk_that_refuses_everything_after_the_manifest_is_linked_leaves_the_outcome_unknown_and_the_parts_there(
