@@ -9,7 +9,7 @@ from torch import Tensor
 
 # G groups of rows, D dimension, B queries, n rows
 
-__all__ = ["GroupBounds", "QueryBounds", "float32_error", "round_down_float32"]
+__all__ = ["GroupBounds", "QueryBounds", "float32_error", "round_down_float32", "scale_exponent"]
 
 # The claim. A scan holds row x as x' and query q as q', and its kernel returns p for x'.q'. Then, for the true score s,
 # which is computed in float64,
@@ -37,10 +37,9 @@ class GroupBounds:
     norm_G: NDArray[np.float64]
 
     @property
-    def exponent(self) -> int:
-        """The power of two near the largest norm. Scans divide by it, so that float32 holds all that matters."""
-        largest = float(self.norm_G.max(initial=0.0))
-        return int(np.clip(np.frexp(largest)[1], -126, 126)) if largest > 0 else 0
+    def longest(self) -> float:
+        """At least the largest norm of any row."""
+        return float(self.norm_G.max(initial=0.0))
 
     def scaled(self, exponent: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """(scale, residual, norm), each float32 [G, 1] divided by 2^exponent; the last two rounded up."""
@@ -81,6 +80,11 @@ class QueryBounds:
             residual_weight_B=torch.from_numpy((norm_B * _LOOSEN).astype(np.float32)),
             norm_weight_B=torch.from_numpy(((error_B + (kernel + _ROUNDING) * longer_B) * _LOOSEN).astype(np.float32)),
         )
+
+
+def scale_exponent(longest: float) -> int:
+    """The power of two near the largest norm: divided by it, rows neither overflow in float32 nor vanish there."""
+    return int(np.clip(np.frexp(longest)[1], -126, 126)) if longest > 0 else 0
 
 
 def float32_error(dim: int) -> float:

@@ -30,10 +30,14 @@ _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, most groups would
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCounts:
-    """How an index found its answers so far. escalated: queries that the scan of each name could not prove."""
+    """How an index found its answers so far.
+
+    looked_at_rows: rows in groups that the bounds did not rule out. escalated: queries that the scan of each name could
+    not prove.
+    """
 
     queries: int
-    scored_rows: int
+    looked_at_rows: int
     escalated: Mapping[str, int]
 
 
@@ -56,7 +60,7 @@ class ExactIndex:
         self._lock = threading.Lock()
         self._idle_workspace: _Workspace | None = None
         self._queries = 0
-        self._scored_rows = 0
+        self._looked_at_rows = 0
         self._escalated = dict.fromkeys(self._scans, 0)
 
     @property
@@ -68,7 +72,9 @@ class ExactIndex:
     def counts(self) -> SearchCounts:
         """What the searches so far had to do."""
         with self._lock:
-            return SearchCounts(queries=self._queries, scored_rows=self._scored_rows, escalated=dict(self._escalated))
+            return SearchCounts(
+                queries=self._queries, looked_at_rows=self._looked_at_rows, escalated=dict(self._escalated)
+            )
 
     def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
         """The k facts of largest inner product per query; see MipsIndex.search."""
@@ -105,16 +111,16 @@ class ExactIndex:
         with self._lock:
             workspace, self._idle_workspace = self._idle_workspace or _Workspace(self._workers.count), None
         unproven = [pending[:0]]
-        scored_rows = 0
+        looked_at_rows = 0
         for chunk in _column_chunks(pending):
             for part, settled in self._scan_chunk(self._scans[name], queries_BD[chunk], k, workspace):
                 _fill(answer, chunk[part], settled.answer)
                 unproven.append(chunk[part][~settled.settled_b])
-                scored_rows += settled.scored_rows
+                looked_at_rows += settled.looked_at_rows
         left = np.concatenate(unproven)
         with self._lock:
             self._idle_workspace = workspace
-            self._scored_rows += scored_rows
+            self._looked_at_rows += looked_at_rows
             self._escalated[name] += len(left)
         return left
 
@@ -157,6 +163,7 @@ class ExactIndex:
                     bounds_SGb=bounds_SGB[:, :, part],
                     bands_Sb=bands_SB.numpy()[:, part],
                     # A scan in float32 costs about as much per query as scoring one row in 64.
+                    longest=scan.longest,
                     most_groups=2 * k + 64 + num_groups // 64,
                 )
                 settled.append((part, found))

@@ -1,15 +1,19 @@
 """The one true score of a row: its inner product with a query, in float64, summed in one fixed order."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
+from memory_store.mips.bounds import float32_error, scale_exponent
+from memory_store.mips.encode import GROUP_ROWS
 
-# D dimension, B queries, P pairs of a row and a query
+# D dimension, B queries, P pairs of a query and a row or a group of rows, g rows in a group
 
-__all__ = ["score_pairs"]
+__all__ = ["GroupScorer", "score_pairs"]
 
-_PAIRS_AT_ONCE = 2048  # 2048 pairs of 128 values keep the float64 products inside a 2 MiB cache
+_PAIRS_AT_ONCE = 2048  # 2048 rows of 128 values keep the products inside a 2 MiB cache
+_SAFE_EXPONENT = 40  # norms within 2^+-40 can be multiplied in float32 as they are
 
 
 def score_pairs(
@@ -30,3 +34,65 @@ def score_pairs(
         products_PD *= queries_BD[query_P[part]]
         products_PD.sum(axis=1, out=scores_P[part])
     return scores_P
+
+
+class GroupScorer:
+    """Finds, in groups of rows, those that may reach a score: by float32 scores first, and their proven error."""
+
+    def __init__(self, vectors: ShardVectors, queries_BD: NDArray[np.float64], longest: float) -> None:
+        """longest: no row's norm exceeds it."""
+        exponent = scale_exponent(longest)
+        self._vectors = vectors
+        self._queries_BD = queries_BD
+        self._row_scale = 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0**-exponent
+        unit_B = np.ldexp(1.0, np.frexp(np.abs(queries_BD).max(axis=1, initial=0.0))[1])
+        self._narrow_BD = torch.from_numpy((queries_BD / unit_B[:, None]).astype(np.float32))
+        self._unit_B = unit_B / self._row_scale
+        # Beyond the error of the product: queries rounded to float32, the float64 sum, products that vanish.
+        relative = float32_error(vectors.dim) + 2.0**-20
+        self._error_B = relative * longest * self._row_scale * np.linalg.norm(queries_BD / unit_B[:, None], axis=1)
+        self._error_B += vectors.dim * 2.0**-110
+
+    def best(
+        self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """(query, row, true score) of all rows that may be among the k best in their query's groups.
+
+        Every query has the same number of groups, its pairs stand together, and they hold at least k rows.
+        """
+        approximate_Pg = self._approximate(query_P, group_P)
+        batch = len(self._queries_BD)
+        kth_B = -np.partition(-approximate_Pg.reshape(batch, -1), k - 1, axis=1)[:, k - 1]
+        return self._score(query_P, group_P, approximate_Pg >= (kth_B - 2 * self._error_B)[query_P, None])
+
+    def reaching(
+        self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], floor_B: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """(query, row, true score) of all rows of the groups that may reach their query's floor."""
+        approximate_Pg = self._approximate(query_P, group_P)
+        return self._score(query_P, group_P, approximate_Pg >= (floor_B / self._unit_B - self._error_B)[query_P, None])
+
+    def _approximate(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores of the rows of each group in float32, [P, g], in units of the query; -inf past the last row."""
+        dim, num_rows = self._vectors.dim, self._vectors.num_rows
+        scores_Pg = torch.empty((len(query_P), GROUP_ROWS), dtype=torch.float32)
+        row_Pg = group_P[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS)
+        groups_at_once = _PAIRS_AT_ONCE // GROUP_ROWS
+        for start in range(0, len(query_P), groups_at_once):
+            part = slice(start, start + groups_at_once)
+            rows_n = row_Pg[part].ravel().clip(max=num_rows - 1)
+            products_PgD = torch.from_numpy(self._vectors.gather(rows_n)).view(-1, GROUP_ROWS, dim)
+            if self._row_scale != 1:
+                products_PgD *= self._row_scale
+            products_PgD *= self._narrow_BD[torch.from_numpy(query_P[part])].unsqueeze(1)
+            torch.sum(products_PgD, dim=2, out=scores_Pg[part])
+        wide_Pg: NDArray[np.float64] = scores_Pg.double().numpy()
+        wide_Pg[row_Pg >= num_rows] = -np.inf
+        return wide_Pg
+
+    def _score(
+        self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], near_Pg: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        at_P, offset_P = np.nonzero(near_Pg)
+        near_query_P, row_P = query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P
+        return near_query_P, row_P, score_pairs(self._vectors, row_P, self._queries_BD, near_query_P)

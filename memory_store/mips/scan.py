@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_store.mips.base import ShardVectors
-from memory_store.mips.bounds import GroupBounds, QueryBounds, float32_error
+from memory_store.mips.bounds import GroupBounds, QueryBounds, float32_error, scale_exponent
 from memory_store.mips.encode import BAND_ROWS, COPY_DTYPES, GROUP_ROWS, CopyPrecision, copy_rows
 
 # N rows, n rows and g groups in a block, G groups in all, D dimension, B queries (columns of a scan)
@@ -55,7 +55,8 @@ class BlockScan(ABC):
 
     def __init__(self, bounds: GroupBounds, dim: int, *, scaled: bool) -> None:
         self._dim = dim
-        self._exponent = bounds.exponent
+        self.longest = bounds.longest
+        self._exponent = scale_exponent(self.longest)
         scale_G1, self._residual_G1, self._norm_G1 = bounds.scaled(self._exponent, dim)
         self._scale_G1 = scale_G1 if scaled else None
 

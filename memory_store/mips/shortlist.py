@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import round_down_float32
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS
-from memory_store.mips.rescore import score_pairs
-from memory_store.topk import NO_FACT, PartialTopK
+from memory_store.mips.rescore import GroupScorer
+from memory_store.topk import NO_FACT, PartialTopK, merge
 
-# G groups of rows in a band, S bands, b queries, K slots, m groups per query, P pairs of a query and a row or group
+# G groups of rows in a band, S bands, b queries, K slots, m groups per query, P pairs of a query and a group
 
 __all__ = ["Settled", "best_of_pairs", "settle"]
 
@@ -23,7 +23,7 @@ class Settled:
 
     answer: PartialTopK
     settled_b: NDArray[np.bool_]
-    scored_rows: int
+    looked_at_rows: int
 
 
 def settle(
@@ -35,6 +35,7 @@ def settle(
     bounds_SGb: NDArray[np.float32],
     bands_Sb: NDArray[np.float32],
     most_groups: int,
+    longest: float,
 ) -> Settled:
     """Turn the bounds of a scan into the top k, exactly, for queries that need at most most_groups groups each.
 
@@ -42,33 +43,29 @@ def settle(
     lie below. Then every group whose bound reaches the floor is scored too. What is left out lies below the floor.
 
     bounds_SGb: upper bounds in units of the query, -inf where there is no group; overwritten. bands_Sb: their maxima.
-    The index must hold at least k groups.
+    longest: no row's norm exceeds it. There must be at least k groups.
     """
-    queries = np.arange(len(queries_bD))
+    batch = len(queries_bD)
+    scorer = GroupScorer(vectors, queries_bD, longest)
     first_bm = _best_groups(bounds_SGb, bands_Sb, k)
-    bounds_SGb[first_bm // BAND_GROUPS, first_bm % BAND_GROUPS, queries[:, None]] = -np.inf
-    query_P, row_P, score_P = _score_groups(vectors, queries_bD, np.repeat(queries, k), first_bm.ravel())
-    floor_b = -np.partition(-score_P.reshape(len(queries), -1), k - 1, axis=1)[:, k - 1]
+    bounds_SGb[first_bm // BAND_GROUPS, first_bm % BAND_GROUPS, np.arange(batch)[:, None]] = -np.inf
+    first = scorer.best(np.repeat(np.arange(batch), k), first_bm.ravel(), k)
+    answer = best_of_pairs(first[0], vectors.fact_ids_N[first[1]], first[2], batch=batch, k=k)
+    floor_b = answer.scores_BK[:, -1]
 
     limit_b = round_down_float32(floor_b / unit_b)
     band_P, banded_P = np.nonzero(bands_Sb >= limit_b)
-    settled_b = np.bincount(banded_P, minlength=len(queries)) <= most_groups
+    settled_b = np.bincount(banded_P, minlength=batch) <= most_groups
     band_P, banded_P = band_P[settled_b[banded_P]], banded_P[settled_b[banded_P]]
     at_P, offset_P = np.nonzero(bounds_SGb[band_P, :, banded_P] >= limit_b[banded_P, None])
-    grouped_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
-    settled_b &= np.bincount(grouped_P, minlength=len(queries)) <= most_groups
-    grouped_P, group_P = grouped_P[settled_b[grouped_P]], group_P[settled_b[grouped_P]]
-    more_query_P, more_row_P, more_score_P = _score_groups(vectors, queries_bD, grouped_P, group_P)
-
-    scored_rows = len(score_P) + len(more_score_P)
-    query_P = np.concatenate([query_P, more_query_P])
-    row_P = np.concatenate([row_P, more_row_P])
-    score_P = np.concatenate([score_P, more_score_P])
-    reach_P = np.flatnonzero((score_P >= floor_b[query_P]) & (score_P > -np.inf))
-    answer = best_of_pairs(
-        query_P[reach_P], vectors.fact_ids_N[row_P[reach_P]], score_P[reach_P], batch=len(queries), k=k
-    )
-    return Settled(answer=answer, settled_b=settled_b, scored_rows=scored_rows)
+    query_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
+    settled_b &= np.bincount(query_P, minlength=batch) <= most_groups
+    query_P, group_P = query_P[settled_b[query_P]], group_P[settled_b[query_P]]
+    second = scorer.reaching(query_P, group_P, floor_b)
+    if len(second[0]):
+        found = best_of_pairs(second[0], vectors.fact_ids_N[second[1]], second[2], batch=batch, k=k)
+        answer = merge([answer, found], k)
+    return Settled(answer=answer, settled_b=settled_b, looked_at_rows=GROUP_ROWS * (first_bm.size + len(group_P)))
 
 
 def best_of_pairs(
@@ -97,16 +94,3 @@ def _best_groups(bounds_SGb: NDArray[np.float32], bands_Sb: NDArray[np.float32],
     best_band_bm = np.take_along_axis(band_bs, member_bm // BAND_GROUPS, axis=1)
     best_bm: NDArray[np.int64] = best_band_bm * BAND_GROUPS + member_bm % BAND_GROUPS
     return best_bm
-
-
-def _score_groups(
-    vectors: ShardVectors, queries_bD: NDArray[np.float64], query_P: NDArray[np.int64], group_P: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """(query, row, true score) of every row of the groups; rows past the end score -inf."""
-    row_P = (group_P[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS)).ravel()
-    query_P = np.repeat(query_P, GROUP_ROWS)
-    beyond_P = row_P >= vectors.num_rows
-    row_P[beyond_P] = vectors.num_rows - 1
-    score_P = score_pairs(vectors, row_P, queries_bD, query_P)
-    score_P[beyond_P] = -np.inf
-    return query_P, row_P, score_P
