@@ -3,7 +3,7 @@
 import click
 
 from deploy import entry
-from deploy.jobs import bench, doctor, indexes, ingest, inspect, plan, verify
+from deploy.jobs import ask, bench, demo, doctor, embed, evaluate, indexes, ingest, inspect, plan, train, verify
 from deploy.options import examples
 
 __all__ = ["hmn", "main"]
@@ -27,7 +27,7 @@ def hmn() -> None:
     """
 
 
-for _job in (ingest, inspect, verify, plan, indexes, bench, doctor):
+for _job in (demo, ingest, embed, train, evaluate, ask, inspect, verify, plan, indexes, bench, doctor):
     hmn.add_command(_job.command)
 
 

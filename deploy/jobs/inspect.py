@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,21 +19,30 @@ __all__ = ["command"]
 
 @click.command(
     "inspect",
-    epilog=examples("hmn inspect memories/geonames", "hmn inspect s3://bucket/memory --generation 3 --parts"),
+    epilog=examples(
+        "hmn inspect memories/geonames",
+        "hmn inspect s3://bucket/memory --generation 3 --parts",
+        "hmn inspect memories/geonames --fact 1234567890123456789",
+    ),
 )
 @click.argument("url", metavar="URL")
 @click.option("--generation", type=click.IntRange(min=1), help="Show this one in full; default: the current one.")
 @click.option("--parts", is_flag=True, help="List every part with its rows, bytes and checksum.")
+@click.option("--fact", "fact_ids", type=int, multiple=True, metavar="ID", help="Show this fact instead; repeatable.")
 @json_option
 @click.pass_obj
-def command(console: Console, url: str, generation: int | None, parts: bool) -> None:
+def command(console: Console, url: str, generation: int | None, parts: bool, fact_ids: tuple[int, ...]) -> None:
     """Show what is at URL from its manifests: generations, facts, vectors, encoder, pins, sizes.
 
-    Reads no part: `hmn verify` does that.
+    Reads no part unless facts are asked for: `hmn verify` does that.
     """
     from memory_store.errors import GenerationNotFound
     from memory_store.upkeep import inspect_memory
 
+    if fact_ids:
+        facts = _read_facts(url, generation, fact_ids)
+        console.result({"facts": facts}, lambda: _show_facts(console, facts))
+        return
     report = inspect_memory(url)
     by_number = {found.generation: found for found in report.generations}
     shown = max(by_number) if generation is None else generation
@@ -70,6 +79,38 @@ def _show(console: Console, report: MemoryReport, chosen: GenerationReport, part
                 for part in (*chosen.manifest.facts, *chosen.manifest.vectors)
             ],
         )
+
+
+def _read_facts(url: str, generation: int | None, fact_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from memory_store.errors import UnknownFact
+    from memory_store.manifest import read_manifest
+    from memory_store.parts import FACTS_SCHEMA, scan_facts
+    from memory_store.storage import Storage
+
+    storage = Storage(url)
+    manifest = read_manifest(storage, generation)
+    columns = [name for name in FACTS_SCHEMA.names if name != "features"]
+    found: dict[int, dict[str, Any]] = {}
+    for table in scan_facts(storage, manifest, columns):
+        rows = table.filter(pc.is_in(table["fact_id"], pa.array(fact_ids, pa.int64())))
+        found.update((row["fact_id"], row) for row in rows.to_pylist())
+    for fact_id in fact_ids:
+        if fact_id not in found:
+            raise UnknownFact(
+                f"expected fact {fact_id} in generation {manifest.generation} of {url}, found no such id; "
+                "`hmn ask` shows the ids of the facts it read"
+            )
+    return [found[fact_id] for fact_id in fact_ids]
+
+
+def _show_facts(console: Console, facts: list[dict[str, Any]]) -> None:
+    for fact in facts:
+        # An id is a name, not a quantity: no separators in it.
+        texts = {name: [str(value)] if isinstance(value, str | int) else value for name, value in fact.items()}
+        console.pairs({name: ", ".join(map(str, text or ["-"])) for name, text in texts.items()})
 
 
 def _line(found: GenerationReport) -> tuple[object, ...]:

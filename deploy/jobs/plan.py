@@ -100,8 +100,8 @@ def _show(console: Console, plan: Plan, machine: Machine) -> None:
             "disk, vectors": f"{size(plan.vectors_disk_bytes)} per generation",
             "disk, in all": f"{size(plan.disk_bytes)} while two generations are kept",
             "nlist": f"{plan.nlist} for an ivf index over one shard",
-            "fits here": f"{'no' if plan.problems else 'yes'}: {machine.cores} cores, {size(machine.memory_bytes)} memory "
-            f"and {size(machine.disk_bytes)} disk free",
+            "fits here": f"{'no' if plan.problems else 'yes'}: {machine.cores} cores, "
+            f"{size(machine.memory_bytes)} of memory and {size(machine.disk_bytes)} of disk free",
         }
     )
 

@@ -1,0 +1,82 @@
+"""`hmn embed`: every fact of a memory as a vector of a trained model."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.console import Console, duration, size
+from deploy.entry import main
+from deploy.options import backend_option, examples, json_option, memory_option, workers_option
+
+if TYPE_CHECKING:
+    from pipeline.embed import Encoder
+
+__all__ = ["command", "make_embedder"]
+
+
+@click.command(
+    "embed",
+    epilog=examples(
+        "hmn embed --memory memories/geonames --model runs/geonames",
+        "hmn embed --memory s3://bucket/memory --model runs/geonames --backend ray --dtype float16",
+    ),
+)
+@memory_option
+@click.option("--model", "run_dir", metavar="RUN", required=True, help="The run whose newest checkpoint encodes.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors; default: as the run has it."
+)
+@backend_option
+@workers_option
+@json_option
+@click.pass_obj
+def command(console: Console, url: str, run_dir: str, dtype: str | None, backend: str, workers: int | None) -> None:
+    """Embed every fact of the memory with the model of RUN and commit the vectors as the next generation.
+
+    A run that was killed finishes the missing parts only; a memory that this model embedded already stays as it is.
+    """
+    from pipeline.embed import embed
+    from trainer.run import load_run
+
+    config, _, encoder = load_run(run_dir)
+    summary = embed(
+        url,
+        partial(make_embedder, run_dir),
+        fingerprint=encoder.fingerprint(),
+        dim=encoder.dim,
+        dtype=dtype or config.memory.dtype,
+        backend=backend,
+        workers=workers,
+        progress=console.progress,
+    )
+
+    def show() -> None:
+        if not summary.committed:
+            console.write(f"Nothing to do: generation {summary.generation} of {url} is embedded by this model already.")
+            return
+        console.pairs(
+            {
+                "memory": f"{url}, generation {summary.generation}",
+                "facts": f"{summary.facts:,} in {duration(summary.seconds)} ({summary.facts_per_second:,.0f} a second)",
+                "parts": f"{summary.embedded_parts} embedded now, of {summary.parts}",
+                "dimension": encoder.dim,
+                "size": size(summary.bytes),
+            }
+        )
+
+    console.result({"memory": url, "facts_per_second": summary.facts_per_second, **vars(summary)}, show)
+
+
+def make_embedder(run_dir: str) -> Encoder:
+    """The fact encoder of a run; each worker makes its own."""
+    from trainer.refresh import FactEmbedder
+    from trainer.run import load_run
+
+    return FactEmbedder(load_run(run_dir)[2])
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,72 @@
+"""`hmn train`: a run from its TOML file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.console import Console, duration
+from deploy.entry import main
+from deploy.options import examples, json_option
+
+if TYPE_CHECKING:
+    from trainer.loop import RunResult
+
+__all__ = ["command", "overrides_of"]
+
+
+@click.command(
+    "train",
+    epilog=examples(
+        "hmn train deploy/configs/geonames.toml",
+        "hmn train deploy/configs/geonames.toml --set train.epochs=1 --set memory.shards=4 --run runs/short",
+        "hmn train runs/short/config.toml --resume",
+    ),
+)
+@click.argument("config_path", metavar="CONFIG.toml", type=click.Path())
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a setting; repeatable.")
+@click.option("--memory", "url", metavar="URL", help="Short for --set memory.url=URL.")
+@click.option("--run", "run_dir", metavar="DIR", help="Short for --set run_dir=DIR.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run; without one, start.")
+@json_option
+@click.pass_obj
+def command(
+    console: Console, config_path: str, settings: tuple[str, ...], url: str | None, run_dir: str | None, resume: bool
+) -> None:
+    """Train the model that CONFIG.toml describes; ingests its facts first where there is no memory yet.
+
+    A run that was interrupted goes on with --resume, to the same result as if nothing had happened. The settings are
+    listed in docs/configuration.md.
+    """
+    from trainer.config import load_config
+    from trainer.loop import train
+
+    config = load_config(config_path, overrides_of(settings, url, run_dir))
+    result = train(config, resume=resume, progress=console.progress)
+    console.result(result, lambda: show_run(console, result))
+
+
+def overrides_of(settings: tuple[str, ...], url: str | None = None, run_dir: str | None = None) -> list[str]:
+    """The overrides that load_config takes; URL and folder are quoted, so that they are text always."""
+    overrides = list(settings)
+    if url is not None:
+        overrides.append(f"memory.url={json.dumps(url)}")
+    if run_dir is not None:
+        overrides.append(f"run_dir={json.dumps(run_dir)}")
+    return overrides
+
+
+def show_run(console: Console, result: RunResult) -> None:
+    """What a training run did, for a person."""
+    again = f", going on from step {result.resumed_from:,}" if result.resumed_from else ""
+    console.write(
+        f"Trained {result.steps:,} steps in {duration(result.seconds)}{again}; last loss {result.loss:.3f}. "
+        f"The memory is embedded by this model as generation {result.generation}."
+    )
+    console.write(f"Now: hmn evaluate {result.run_dir}")
+
+
+if __name__ == "__main__":
+    main(command)
