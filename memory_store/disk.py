@@ -75,8 +75,6 @@ class Disk:
 class LocalFiles:
     """Atomic and exclusive files under one directory. Raises plain OSError; Storage explains it."""
 
-    maps_files = True
-
     def __init__(self, root: Path, disk: Disk) -> None:
         self._root = root
         self._disk = disk
@@ -96,7 +94,8 @@ class LocalFiles:
             try:
                 for found in self._disk.scan(folders.pop()):
                     if found.is_dir():
-                        folders.append(Path(found.path))
+                        if not found.is_symlink():  # which may lead back up
+                            folders.append(Path(found.path))
                     else:
                         path = Path(found.path).relative_to(self._root).as_posix()
                         with suppress(FileNotFoundError):  # a temporary file may be renamed while we look

@@ -25,6 +25,7 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file; choose a directory",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+_SECRET_WORDS = "sig|token|pass|secret|key|credential"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -44,8 +45,13 @@ class _Files(Protocol):
 
 
 def redact(text: str) -> str:
-    """The text with the user and password of every URL replaced by ***."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+    """The text with every user, password and secret query value in its URLs replaced by ***.
+
+    Where a URL can be read in two ways, the reading that hides more is taken.
+    """
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    text = re.sub(r"://[^/\s@:]*:[^\s@]*@", "://***@", text)  # a password may hold a slash
+    return re.sub(rf"([?&][^=&\s]*(?:{_SECRET_WORDS})[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 class Storage:
@@ -161,7 +167,7 @@ class Storage:
             raise self._failure(action, path, error) from None
 
     def _failure(self, action: str, path: str, error: OSError) -> StorageFailed:
-        reason = redact(error.strerror or str(error) or type(error).__name__)
+        reason = " ".join(redact(error.strerror or str(error) or type(error).__name__).split())
         advice = _ADVICE.get(error.errno or 0, "check that the storage can be reached, and run again")
         if action == "create" and error.errno in _NO_LINKS:
             advice = "committing needs hard links there; use a local disk, NFS, or an object store URL such as s3://"

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -389,3 +392,49 @@ def test_the_files_of_a_crashed_writer_are_left_to_a_sweep_that_waits_for_them_t
     assert len(sweep(tmp_path, now_s=time.time() + 1e6).files) == left
     assert inspect_memory(tmp_path).unnamed_files == 0
     assert state_of(tmp_path) == OLD
+
+
+APPENDING_PROCESS = """
+import sys
+import numpy as np, pyarrow as pa
+from memory_store.errors import GenerationConflict
+from memory_store.writer import MemoryWriter
+url, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+for fact_id in range(first, first + count):
+    while True:
+        try:
+            with MemoryWriter(url, dim=3) as writer:
+                writer.append(pa.table({"fact_id": [fact_id]}), np.ones((1, 3), np.float32))
+            break
+        except GenerationConflict:
+            continue
+    print(fact_id, flush=True)
+"""
+
+
+def test_what_writers_in_several_processes_report_is_there_although_one_is_killed(tmp_path: Path) -> None:
+    def start(first: int, count: int) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", APPENDING_PROCESS, str(tmp_path), str(first), str(count)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    processes = [start(0, 6), start(1000, 6), start(2000, 10_000)]
+    streams = [(process, cast(TextIO, process.stdin), cast(TextIO, process.stdout)) for process in processes]
+    for _, _, output in streams:
+        assert output.readline() == "ready\n"
+    for _, order, _ in streams:
+        order.write("go\n")
+        order.flush()
+    victim, _, victim_output = streams[2]
+    reported = [int(victim_output.readline())]
+    victim.kill()
+    for _, order, output in streams:
+        reported += [int(line) for line in output]
+        order.close()
+        output.close()
+    assert [process.wait() for process in processes] == [0, 0, -signal.SIGKILL]
+    generation, ids, _ = state_of(tmp_path)
+    assert generation == len(ids)
+    assert {*range(6), *range(1000, 1006), *reported} <= set(ids)
+    work_goes_on(tmp_path, generation, ids)

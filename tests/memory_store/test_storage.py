@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from io import UnsupportedOperation
@@ -164,6 +165,19 @@ def test_a_relative_directory_becomes_absolute_so_that_workers_elsewhere_find_it
     assert Storage(f"file://{tmp_path}/m").url == str(tmp_path / "m")
 
 
+def test_a_storage_travels_to_another_process_whole(storage: Storage) -> None:
+    storage.write_atomic("facts/a.arrow", b"x")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert (copy.url, copy.list("facts"), copy.read_bytes("facts/a.arrow")) == (storage.url, ["facts/a.arrow"], b"x")
+
+
+def test_a_link_that_leads_back_up_does_not_trap_a_listing(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write_atomic("facts/a.arrow", b"x")
+    (tmp_path / "facts" / "loop").symlink_to(tmp_path)
+    assert storage.list("facts") == ["facts/a.arrow"]
+
+
 def test_open_input_maps_a_local_file_instead_of_reading_it(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     storage.write_atomic("facts/a.arrow", b"x" * 4096)
@@ -234,6 +248,12 @@ def test_a_url_that_cannot_be_opened_is_wrong_usage(url: str, message: str) -> N
         ("s3://bucket/a", "s3://bucket/a"),
         ("sftp://me:secret@host/a", "sftp://***@host/a"),
         ("failed at https://token@host/a and ftp://u:p@ss@h/b", "failed at https://***@host/a and ftp://***@h/b"),
+        ("sftp://me:sec/ret@host/a", "sftp://***@host/a"),
+        (
+            "http://host/a?sv=1&sig=abc%3D&X-Amz-Security-Token=t/+k",
+            "http://host/a?sv=1&sig=***&X-Amz-Security-Token=***",
+        ),
+        ("http://127.0.0.1:9000/bucket refused", "http://127.0.0.1:9000/bucket refused"),
         ("/home/me@work/a", "/home/me@work/a"),
         ("s3://bucket/me@work", "s3://bucket/me@work"),
     ],
@@ -310,7 +330,7 @@ def test_a_driver_with_errors_of_its_own_still_gives_one_helpful_line(remote: Ca
         pass
 
     def fail(path: str) -> None:
-        raise DriverError("no credentials")
+        raise DriverError("no\n  credentials")
 
     storage = remote("bucket://host/memory")
     storage.write_atomic("facts/a.arrow", b"x")
