@@ -46,6 +46,7 @@ class TrainConfig:
 
     epochs: passes over the training questions. batch_questions: B. k, candidates: as KMipsAttention takes them.
     table_rate: Adagrad's rate for feature tables; network_rate: Adam's for everything else; both decay linearly to 0.
+    table_damping: the size of a question's gradient, per element of a row, below which a row hardly moves.
     feature_dropout: share of a question's features hidden in training. swap_subjects: share of the questions whose
     subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
     again. checkpoint_every_refreshes: a checkpoint is written with every so many of these. workers: data-parallel
@@ -56,10 +57,11 @@ class TrainConfig:
     batch_questions: int = 256
     k: int = 10
     candidates: Literal["union", "per_question", "full"] = "union"
-    table_rate: float = 0.03
+    table_rate: float = 0.1
+    table_damping: float = 0.0256
     network_rate: float = 0.003
-    feature_dropout: float = 0.1
-    swap_subjects: float = 0.5
+    feature_dropout: float = 0.2
+    swap_subjects: float = 0.8
     refresh_every_steps: int = 50
     checkpoint_every_refreshes: int = 5
     workers: int = 1
@@ -71,6 +73,7 @@ class TrainConfig:
         at_least("train.batch_questions", self.batch_questions, 1)
         at_least("train.k", self.k, 1)
         at_least("train.table_rate", self.table_rate, 0)
+        at_least("train.table_damping", self.table_damping, 0)
         at_least("train.network_rate", self.network_rate, 0)
         between("train.feature_dropout", self.feature_dropout, 0, 1)
         between("train.swap_subjects", self.swap_subjects, 0, 1.0001)

@@ -34,8 +34,11 @@ class StepReport:
 class Optimizers:
     """Row-wise Adagrad for the feature tables, Adam for everything else, one linear decay for both."""
 
-    def __init__(self, encoder: Encoder, *, table_rate: float, network_rate: float) -> None:
-        self.tables = RowAdagrad(encoder.tables)
+    def __init__(
+        self, encoder: Encoder, *, table_rate: float, network_rate: float, table_damping: float, batch_questions: int
+    ) -> None:
+        # The loss is a mean: a question's share of a gradient shrinks with the batch, and so does what counts as noise.
+        self.tables = RowAdagrad(encoder.tables, start=(table_damping / batch_questions) ** 2)
         self.network = torch.optim.Adam(encoder.parameters(), lr=network_rate)
         self._table_rate = table_rate
         self._network_rate = network_rate

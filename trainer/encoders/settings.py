@@ -22,7 +22,7 @@ class ModelConfig:
     feature_bits: int = 19
     hidden: int = 256
     reader_hidden: int = 128
-    entity_scale: float = 12.0
+    entity_scale: float = 16.0
 
     def __post_init__(self) -> None:
         for name in ("entity_dim", "relation_dim", "hidden"):
