@@ -1,4 +1,4 @@
-"""The only file that knows fsspec: the files of a memory on any filesystem but the local disk, with a local cache."""
+"""The only file of the memory store that knows fsspec: remote files, and the local cache they are mapped from."""
 
 import errno
 import hashlib
