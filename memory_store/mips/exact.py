@@ -15,7 +15,7 @@ from memory_store.mips.calibrate import FEW_QUERIES, PRECISIONS, ScanPlan, is_so
 from memory_store.mips.dense import search_dense
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS, encode, padded
 from memory_store.mips.scan import BlockScan, CopyScan, Scratch, StoredScan
-from memory_store.mips.shortlist import Settled, settle
+from memory_store.mips.shortlist import GroupUpperBounds, Settled, settle
 from memory_store.mips.workers import Workers
 from memory_store.topk import NO_FACT, PartialTopK
 
@@ -25,7 +25,9 @@ __all__ = ["ExactIndex", "SearchCounts", "build_exact"]
 
 _MOST_COLUMNS = 128  # queries scanned at once: bound by arithmetic already, and 32 MiB hold the bounds of 1M rows
 _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
-_ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, most groups would have to be scored anyway
+_ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
+_MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
+_MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,11 @@ class ExactIndex:
                 torch.amax(whole_GB.view(-1, BAND_GROUPS, columns), dim=1, out=bands_SB[bands])
 
         self._workers.run(bound_rows)
-        bounds_SGB = bounds_GB.numpy().reshape(num_bands, BAND_GROUPS, columns)
+        upper_bounds = GroupUpperBounds(
+            bounds_SGb=bounds_GB.numpy().reshape(num_bands, BAND_GROUPS, columns),
+            bands_Sb=bands_SB.numpy(),
+            unit_b=queries.bounds.unit_B,
+        )
         parts = _shares(batch, self._workers.count)
         settled: list[tuple[slice, Settled]] = []
 
@@ -159,12 +165,10 @@ class ExactIndex:
                     self._vectors,
                     queries_bD[part],
                     k,
-                    unit_b=queries.bounds.unit_B[part],
-                    bounds_SGb=bounds_SGB[:, :, part],
-                    bands_Sb=bands_SB.numpy()[:, part],
-                    # A scan in float32 costs about as much per query as scoring one row in 64.
+                    upper_bounds.of_queries(part),
                     longest=scan.longest,
-                    most_groups=2 * k + 64 + num_groups // 64,
+                    more_groups=_MORE_GROUPS * k,
+                    most_groups=_MORE_GROUPS * k + num_groups // _MOST_SHARE,
                 )
                 settled.append((part, found))
 

@@ -1,5 +1,7 @@
 """The one true score of a row: its inner product with a query, in float64, summed in one fixed order."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from memory_store.mips.encode import GROUP_ROWS
 
 # D dimension, B queries, P pairs of a query and a row or a group of rows, g rows in a group
 
-__all__ = ["GroupScorer", "score_pairs"]
+__all__ = ["GroupScorer", "ScoredRows", "score_pairs"]
 
 _PAIRS_AT_ONCE = 2048  # 2048 rows of 128 values keep the products inside a 2 MiB cache
 _SAFE_EXPONENT = 40  # norms within 2^+-40 can be multiplied in float32 as they are
@@ -36,6 +38,15 @@ def score_pairs(
     return scores_P
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredRows:
+    """Pairs of a query and a row, with their true scores."""
+
+    query_P: NDArray[np.int64]
+    row_P: NDArray[np.int64]
+    score_P: NDArray[np.float64]
+
+
 class GroupScorer:
     """Finds, in groups of rows, those that may reach a score: by float32 scores first, and their proven error."""
 
@@ -53,10 +64,8 @@ class GroupScorer:
         self._error_B = relative * longest * self._row_scale * np.linalg.norm(queries_BD / unit_B[:, None], axis=1)
         self._error_B += vectors.dim * 2.0**-110
 
-    def best(
-        self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """(query, row, true score) of all rows that may be among the k best in their query's groups.
+    def best(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], k: int) -> ScoredRows:
+        """All rows that may be among the k best in their query's groups.
 
         Every query has the same number of groups, its pairs stand together, and they hold at least k rows.
         """
@@ -67,8 +76,8 @@ class GroupScorer:
 
     def reaching(
         self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], floor_B: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """(query, row, true score) of all rows of the groups that may reach their query's floor."""
+    ) -> ScoredRows:
+        """All rows of the groups that may reach their query's floor."""
         approximate_Pg = self._approximate(query_P, group_P)
         return self._score(query_P, group_P, approximate_Pg >= (floor_B / self._unit_B - self._error_B)[query_P, None])
 
@@ -90,9 +99,8 @@ class GroupScorer:
         wide_Pg[row_Pg >= num_rows] = -np.inf
         return wide_Pg
 
-    def _score(
-        self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], near_Pg: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    def _score(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], near_Pg: NDArray[np.bool_]) -> ScoredRows:
         at_P, offset_P = np.nonzero(near_Pg)
         near_query_P, row_P = query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P
-        return near_query_P, row_P, score_pairs(self._vectors, row_P, self._queries_BD, near_query_P)
+        score_P = score_pairs(self._vectors, row_P, self._queries_BD, near_query_P)
+        return ScoredRows(query_P=near_query_P, row_P=row_P, score_P=score_P)

@@ -9,12 +9,30 @@ from numpy.typing import NDArray
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import round_down_float32
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS
-from memory_store.mips.rescore import GroupScorer
+from memory_store.mips.rescore import GroupScorer, ScoredRows
 from memory_store.topk import NO_FACT, PartialTopK, merge
 
-# G groups of rows in a band, S bands, b queries, K slots, m groups per query, P pairs of a query and a group
+# G groups of rows in a band, S bands, b queries, K slots, m groups per query, P pairs of a query and a group or row
 
-__all__ = ["Settled", "best_of_pairs", "settle"]
+__all__ = ["GroupUpperBounds", "Settled", "best_of_pairs", "settle"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupUpperBounds:
+    """What a scan leaves: no row of group g in band s scores more than bounds_SGb[s, g, b] * unit_b[b] with query b.
+
+    bounds_SGb: float32, -inf where there is no group; settling overwrites it. bands_Sb: the maximum over each band.
+    """
+
+    bounds_SGb: NDArray[np.float32]
+    bands_Sb: NDArray[np.float32]
+    unit_b: NDArray[np.float64]
+
+    def of_queries(self, wanted: slice | NDArray[np.bool_]) -> "GroupUpperBounds":
+        """The bounds of some of the queries; a view where they are a slice."""
+        return GroupUpperBounds(
+            bounds_SGb=self.bounds_SGb[:, :, wanted], bands_Sb=self.bands_Sb[:, wanted], unit_b=self.unit_b[wanted]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,42 +48,99 @@ def settle(
     vectors: ShardVectors,
     queries_bD: NDArray[np.float64],
     k: int,
+    bounds: GroupUpperBounds,
     *,
-    unit_b: NDArray[np.float64],
-    bounds_SGb: NDArray[np.float32],
-    bands_Sb: NDArray[np.float32],
-    most_groups: int,
     longest: float,
+    more_groups: int,
+    most_groups: int,
 ) -> Settled:
-    """Turn the bounds of a scan into the top k, exactly, for queries that need at most most_groups groups each.
+    """Turn the bounds of a scan into the top k, exactly, for queries that need at most about most_groups groups each.
 
     First the k groups of the highest bounds are scored: their k-th best true score is a floor that the answer cannot
     lie below. Then every group whose bound reaches the floor is scored too. What is left out lies below the floor.
 
-    bounds_SGb: upper bounds in units of the query, -inf where there is no group; overwritten. bands_Sb: their maxima.
-    longest: no row's norm exceeds it. There must be at least k groups.
+    Where too many groups reach it, a few groups with wide bounds may have kept better ones out of the first k: then
+    more_groups groups are scored to raise the floor, once. longest: no row's norm exceeds it. The index holds at least
+    k + more_groups groups.
     """
-    batch = len(queries_bD)
-    scorer = GroupScorer(vectors, queries_bD, longest)
-    first_bm = _best_groups(bounds_SGb, bands_Sb, k)
-    bounds_SGb[first_bm // BAND_GROUPS, first_bm % BAND_GROUPS, np.arange(batch)[:, None]] = -np.inf
-    first = scorer.best(np.repeat(np.arange(batch), k), first_bm.ravel(), k)
-    answer = best_of_pairs(first[0], vectors.fact_ids_N[first[1]], first[2], batch=batch, k=k)
-    floor_b = answer.scores_BK[:, -1]
+    shortlist = _Shortlist(vectors, queries_bD, k, bounds, longest)
+    shortlist.score_first()
+    settled_b = shortlist.score_reaching(most_groups)
+    answer, looked_at_groups = shortlist.answer, shortlist.looked_at_groups
+    if not settled_b.all():
+        left_b = ~settled_b
+        again = _Shortlist(vectors, queries_bD[left_b], k, bounds.of_queries(left_b), longest)
+        again.answer = _rows_of(answer, left_b)
+        again.score_highest(more_groups)
+        settled_b[left_b] = again.score_reaching(most_groups)
+        answer.fact_ids_BK[left_b], answer.scores_BK[left_b] = again.answer.fact_ids_BK, again.answer.scores_BK
+        looked_at_groups += again.looked_at_groups
+    return Settled(answer=answer, settled_b=settled_b, looked_at_rows=looked_at_groups * GROUP_ROWS)
 
-    limit_b = round_down_float32(floor_b / unit_b)
-    band_P, banded_P = np.nonzero(bands_Sb >= limit_b)
-    settled_b = np.bincount(banded_P, minlength=batch) <= most_groups
-    band_P, banded_P = band_P[settled_b[banded_P]], banded_P[settled_b[banded_P]]
-    at_P, offset_P = np.nonzero(bounds_SGb[band_P, :, banded_P] >= limit_b[banded_P, None])
-    query_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
-    settled_b &= np.bincount(query_P, minlength=batch) <= most_groups
-    query_P, group_P = query_P[settled_b[query_P]], group_P[settled_b[query_P]]
-    second = scorer.reaching(query_P, group_P, floor_b)
-    if len(second[0]):
-        found = best_of_pairs(second[0], vectors.fact_ids_N[second[1]], second[2], batch=batch, k=k)
-        answer = merge([answer, found], k)
-    return Settled(answer=answer, settled_b=settled_b, looked_at_rows=GROUP_ROWS * (first_bm.size + len(group_P)))
+
+class _Shortlist:
+    """A batch of queries on the way to its answers: the best rows found so far, and the bounds of groups not scored."""
+
+    def __init__(
+        self, vectors: ShardVectors, queries_bD: NDArray[np.float64], k: int, bounds: GroupUpperBounds, longest: float
+    ) -> None:
+        self.answer = PartialTopK(
+            fact_ids_BK=np.full((len(queries_bD), k), NO_FACT), scores_BK=np.full((len(queries_bD), k), -np.inf)
+        )
+        self.looked_at_groups = 0
+        self._batch, self._k = len(queries_bD), k
+        self._fact_ids_N = vectors.fact_ids_N
+        self._bounds = bounds
+        self._scorer = GroupScorer(vectors, queries_bD, longest)
+
+    def score_first(self) -> None:
+        """Score the k groups of highest bounds, which sets the floor: the k-th best score so far."""
+        query_P, group_P = self._take_highest(self._k)
+        self._add(self._scorer.best(query_P, group_P, self._k))
+
+    def score_highest(self, count: int) -> None:
+        """Score `count` more groups per query, of the highest bounds, to raise the floor."""
+        query_P, group_P = self._take_highest(count)
+        self._add(self._scorer.reaching(query_P, group_P, self._floor_b))
+
+    def score_reaching(self, most_groups: int) -> NDArray[np.bool_]:
+        """Score every group whose bound reaches the floor; False for queries with more than most_groups of them."""
+        bounds = self._bounds
+        limit_b = round_down_float32(self._floor_b / bounds.unit_b)
+        band_P, banded_P = np.nonzero(bounds.bands_Sb >= limit_b)
+        settled_b: NDArray[np.bool_] = np.bincount(banded_P, minlength=self._batch) <= most_groups
+        band_P, banded_P = band_P[settled_b[banded_P]], banded_P[settled_b[banded_P]]
+        at_P, offset_P = np.nonzero(bounds.bounds_SGb[band_P, :, banded_P] >= limit_b[banded_P, None])
+        query_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
+        settled_b &= np.bincount(query_P, minlength=self._batch) <= most_groups
+        query_P, group_P = query_P[settled_b[query_P]], group_P[settled_b[query_P]]
+        self.looked_at_groups += len(group_P)
+        self._add(self._scorer.reaching(query_P, group_P, self._floor_b))
+        return settled_b
+
+    @property
+    def _floor_b(self) -> NDArray[np.float64]:
+        return self.answer.scores_BK[:, -1]
+
+    def _take_highest(self, m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(query, group) of the m groups of highest bound per query, which are then marked as scored."""
+        bounds_SGb, queries_b = self._bounds.bounds_SGb, np.arange(self._batch)
+        # They lie in the m bands of highest maximum. A band whose groups were scored keeps its maximum: still a bound.
+        width = min(m, len(bounds_SGb))
+        band_bs = torch.topk(torch.from_numpy(self._bounds.bands_Sb), width, dim=0).indices.numpy().T
+        members_bg = bounds_SGb[band_bs, :, queries_b[:, None]].reshape(self._batch, width * BAND_GROUPS)
+        member_bm = torch.topk(torch.from_numpy(members_bg), m, dim=1).indices.numpy()
+        band_bm, offset_bm = np.take_along_axis(band_bs, member_bm // BAND_GROUPS, axis=1), member_bm % BAND_GROUPS
+        bounds_SGb[band_bm, offset_bm, queries_b[:, None]] = -np.inf
+        self.looked_at_groups += member_bm.size
+        return np.repeat(queries_b, m), (band_bm * BAND_GROUPS + offset_bm).ravel()
+
+    def _add(self, rows: ScoredRows) -> None:
+        if len(rows.row_P):
+            found = best_of_pairs(
+                rows.query_P, self._fact_ids_N[rows.row_P], rows.score_P, batch=self._batch, k=self._k
+            )
+            self.answer = merge([self.answer, found], self._k)
 
 
 def best_of_pairs(
@@ -84,13 +159,5 @@ def best_of_pairs(
     return PartialTopK(fact_ids_BK=ids_BK, scores_BK=scores_BK)
 
 
-def _best_groups(bounds_SGb: NDArray[np.float32], bands_Sb: NDArray[np.float32], m: int) -> NDArray[np.int64]:
-    """The m groups of highest bound per query, [b, m]. They lie in the m bands of highest maximum."""
-    num_bands, batch = bands_Sb.shape
-    taken = min(m, num_bands)
-    band_bs = torch.topk(torch.from_numpy(bands_Sb), taken, dim=0).indices.numpy().T
-    members_bg = bounds_SGb[band_bs, :, np.arange(batch)[:, None]].reshape(batch, taken * BAND_GROUPS)
-    member_bm = torch.topk(torch.from_numpy(members_bg), m, dim=1).indices.numpy()
-    best_band_bm = np.take_along_axis(band_bs, member_bm // BAND_GROUPS, axis=1)
-    best_bm: NDArray[np.int64] = best_band_bm * BAND_GROUPS + member_bm % BAND_GROUPS
-    return best_bm
+def _rows_of(answer: PartialTopK, wanted_B: NDArray[np.bool_]) -> PartialTopK:
+    return PartialTopK(fact_ids_BK=answer.fact_ids_BK[wanted_B], scores_BK=answer.scores_BK[wanted_B])
