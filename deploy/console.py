@@ -101,6 +101,7 @@ class Console:
         if known is None or done < known.done:  # a task that starts again is a new one
             known = self._tasks[task] = _Task(started_s=self._clock(), shown_s=self._clock(), first=done)
         known.done, known.total, known.unit, known.note = done, total, unit, note
+        known.reports += 1
         if self._live:
             self._draw(task, known)
         else:
@@ -153,7 +154,9 @@ class Console:
         if task.ended or not (ended or now_s - task.shown_s >= LOG_INTERVAL_S):
             return
         task.shown_s, task.ended = now_s, ended
-        self.say(f"{name}: {task.amount()}, {duration(now_s - task.started_s)}")
+        spent_s = now_s - task.started_s
+        # A task that is done at its first report was not timed.
+        self.say(f"{name}: {task.amount()}" + (f", {duration(spent_s)}" if task.reports > 1 else ""))
 
 
 @dataclasses.dataclass
@@ -167,6 +170,7 @@ class _Task:
     note: str = ""
     ended: bool = False
     bar: int | None = None
+    reports: int = 0
 
     def amount(self) -> str:
         """How far, in words: `3 / 12 parts, loss 0.2`."""

@@ -17,7 +17,7 @@ from memory_store.errors import CorruptFile, NoVectors
 from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.base import MipsIndex, ShardVectors
 from memory_store.mips.registry import build_index
-from memory_store.parts import open_part, vectors_of
+from memory_store.parts import FACTS_SCHEMA, open_part, vectors_of
 from memory_store.placement import Slice, place
 from memory_store.storage import Storage
 from memory_store.topk import PartialTopK
@@ -106,7 +106,7 @@ class _Snapshot:
         """The fact rows, in the row order of the vectors; their ids are held against the vectors' ids."""
         tables = [self._rows_of(self.manifest.facts, piece) for piece in self._slices]
         if not tables:
-            return pa.table({"fact_id": pa.array([], pa.int64())})
+            return FACTS_SCHEMA.empty_table()
         table = pa.concat_tables(tables)
         if not np.array_equal(_int64(table["fact_id"]), self.vectors.fact_ids_N):
             raise CorruptFile(

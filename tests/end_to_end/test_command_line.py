@@ -1,0 +1,168 @@
+"""The way of a user: ingest, train, evaluate, ask, embed, inspect, verify, each by its command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.cli import hmn
+from deploy.entry import run
+
+PEOPLE = [f"{first} {last}" for first in ("ann", "bob", "carla", "dmitri") for last in ("smith", "okafor", "moreau")]
+ASKED = {"born_in": "where was {} born", "works_as": "what does {} do for a living"}
+CONFIG = """
+run_dir = "{folder}/run"
+[memory]
+url = "{folder}/memory"
+shards = 2
+[data]
+questions = "{folder}/questions_*.tsv"
+facts = ["{folder}/facts.tsv"]
+[model]
+entity_dim = 16
+relation_dim = 16
+feature_bits = 12
+hidden = 16
+[train]
+epochs = 12
+batch_questions = 12
+k = 4
+swap_subjects = 0.0
+refresh_every_steps = 4
+threads = 1
+"""
+
+
+def write_world(folder: Path) -> Path:
+    facts, questions = (
+        ["subject_id\tsubject\trelation\tobject_id\tobject"],
+        ["subject_id\trelation\tobject_id\tquestion"],
+    )
+    for number, name in enumerate(PEOPLE):
+        for relation, asked in ASKED.items():
+            thing = f"{relation}-{number % 5}"
+            facts.append(f"p{number}\t{name}\t{relation}\t{thing}\tThe {thing}")
+            questions.append(f"p{number}\t{relation}\t{thing}\t{asked.format(name)}")
+    (folder / "facts.tsv").write_text("\n".join(facts) + "\n")
+    for split in ("train", "valid", "test"):
+        (folder / f"questions_{split}.tsv").write_text("\n".join(questions) + "\n")
+    (folder / "run.toml").write_text(CONFIG.replace("{folder}", str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Facts, questions, and a trained run over them."""
+    folder = write_world(tmp_path_factory.mktemp("world"))
+    assert run(hmn, ["train", str(folder / "run.toml")]) == 0
+    return folder
+
+
+def asked(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    """The one JSON object that a command prints."""
+    capsys.readouterr()
+    assert run(hmn, [*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_trained_run_answers_a_question_with_the_facts_it_read(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = asked(["ask", "where was carla okafor born", "--run", str(world / "run"), "--k", "3"], capsys)
+    (answer,) = found["answers"]
+    assert [fact["relation"] for fact in answer["facts"][:1]] == ["born_in"]
+    assert answer["facts"][0]["subject"] == "carla okafor"
+    assert sum(fact["weight"] for fact in answer["facts"]) == pytest.approx(1)
+
+
+def test_an_answer_is_readable(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(hmn, ["ask", "where was carla okafor born", "--run", str(world / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "carla okafor, born_in: The born_in-" in shown
+    assert "weight" in shown
+    assert "generation" in shown
+
+
+def test_evaluation_counts_every_question_and_is_kept_in_the_run(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = asked(["evaluate", str(world / "run"), "--split", "test"], capsys)
+    assert found["overall"]["questions"] == len(PEOPLE) * len(ASKED)
+    assert found["overall"]["path_accuracy"] > 0.8
+    assert json.loads((world / "run" / "evaluation-test.json").read_text()) == found
+
+
+def test_a_finished_run_is_not_trained_again_by_accident(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(hmn, ["train", str(world / "run.toml")]) == 2
+    assert "--resume" in capsys.readouterr().err
+    resumed = asked(["train", str(world / "run.toml"), "--resume"], capsys)
+    assert resumed["resumed_from"] == resumed["steps"]
+
+
+def test_another_memory_is_embedded_by_the_model_and_then_asked(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more.tsv").write_text(
+        "subject_id\tsubject\trelation\tobject_id\tobject\nz\tzoe stone\tborn_in\tx\tXanten\n"
+    )
+    memory = str(tmp_path / "memory")
+    asked(["ingest", str(tmp_path / "more.tsv"), "--memory", memory], capsys)
+    capsys.readouterr()
+    ask = ["ask", "where was zoe stone born", "--run", str(world / "run"), "--memory", memory]
+    assert run(hmn, ask) == 1  # not embedded yet
+    assert "hmn embed" in capsys.readouterr().err
+    summary = asked(["embed", "--memory", memory, "--model", str(world / "run")], capsys)
+    assert (summary["generation"], summary["committed"]) == (2, True)
+    assert not asked(["embed", "--memory", memory, "--model", str(world / "run")], capsys)["committed"]
+    (answer,) = asked(ask, capsys)["answers"]
+    assert answer["facts"][0]["objects"] == ["Xanten"]
+
+
+def test_inspect_and_verify_tell_the_same_story(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = asked(["inspect", str(world / "memory")], capsys)
+    current = report["generations"][-1]
+    assert current["manifest"]["fact_count"] == len(PEOPLE) * len(ASKED)
+    assert current["pins"] == ["run-run"]
+    checked = asked(["verify", str(world / "memory")], capsys)
+    assert checked["ok"]
+    assert checked["generations"][-1]["generation"] == current["generation"]
+
+
+def test_a_command_is_also_a_module_and_reads_questions_from_stdin(world: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.jobs.ask", "--run", str(world / "run"), "--k", "1", "--json"],
+        input="where was ann smith born\n\nwhat does bob moreau do for a living\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    read = [answer["facts"][0]["relation"] for answer in json.loads(done.stdout)["answers"]]
+    assert read == ["born_in", "works_as"]
+
+
+def test_ctrl_c_ends_training_quietly_and_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_world(tmp_path)
+    arguments = ["train", str(folder / "run.toml"), "--set", "train.epochs=150"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    latest = folder / "run" / "checkpoints" / "latest.json"
+    deadline_s = time.monotonic() + 120
+    while not latest.exists() and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown
+    before = json.loads(latest.read_text())["step"]
+    resumed = asked([*arguments, "--resume"], capsys)
+    assert 0 < before == resumed["resumed_from"] < resumed["steps"]
