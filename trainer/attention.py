@@ -94,7 +94,7 @@ class Reading:
 
     read_BD: R(q) = sum of weight times fact vector, with gradient. weights_BC: the attention; rows sum to 1.
     logits_BC: h(q) . m, -inf where a question may not read a candidate. fact_ids_C: int64, sorted, unique.
-    gold_BC: which candidates answer which question, or None when no gold facts were given.
+    fact_CD: their vectors, with gradient. gold_BC: which candidates answer which question, or None when no gold facts were given.
     softmax_size_B: how many facts each question's softmax covers.
     """
 
@@ -102,6 +102,7 @@ class Reading:
     weights_BC: Tensor
     logits_BC: Tensor
     fact_ids_C: NDArray[np.int64]
+    fact_CD: Tensor
     gold_BC: Tensor | None
     softmax_size_B: NDArray[np.int64]
 
@@ -170,6 +171,7 @@ class KMipsAttention(nn.Module):
             weights_BC=weights_BC,
             logits_BC=logits_BC,
             fact_ids_C=fact_ids_C,
+            fact_CD=fact_CD,
             gold_BC=gold_BC,
             softmax_size_B=softmax_size_B,
         )

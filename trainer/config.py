@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memory_store.errors import ConfigError, StorageFailed
+from memory_store.mips.base import parse_index
+from memory_store.mips.registry import INDEXES
+from pipeline.sources.builtin import is_builtin, parse_builtin
+from trainer.encoders.registry import ENCODERS
 from trainer.encoders.settings import ModelConfig
-from trainer.settings import at_least, between, build, dump_toml
+from trainer.settings import at_least, between, build, dump_toml, one_of
 
 __all__ = ["DataConfig", "MemoryConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config", "save_config"]
 
@@ -28,6 +32,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         at_least("memory.shards", self.shards, 1)
+        parse_index(self.index, INDEXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,11 @@ class DataConfig:
     facts: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     grouping: Literal["relation", "triple"] = "relation"
+
+    def __post_init__(self) -> None:
+        for source in (self.questions, *self.facts):
+            if is_builtin(source):
+                parse_builtin(source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +67,8 @@ class TrainConfig:
     batch_questions: int = 256
     k: int = 10
     candidates: Literal["union", "per_question", "full"] = "union"
-    table_rate: float = 0.1
-    table_damping: float = 0.0256
+    table_rate: float = 0.03
+    table_damping: float = 0.0
     network_rate: float = 0.003
     feature_dropout: float = 0.2
     swap_subjects: float = 0.8
@@ -97,6 +107,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
+        one_of("model.encoder", self.model.encoder, ENCODERS)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.features import question_features
-from trainer.attention import FactSource, KMipsAttention
+from trainer.attention import FactSource, KMipsAttention, Reading
 from trainer.data import Batch
 from trainer.encoders.base import Encoder
 from trainer.encoders.tables import RowAdagrad
@@ -90,7 +90,7 @@ def training_step(
     optimizers.zero()
     query_BD = encoder.encode_questions(features, feature_dropout=feature_dropout, generator=generator)
     reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK)
-    loss = reading_loss(reading.logits_BC, reading.gold_BC)
+    loss = _mean_loss_of_members(encoder, query_BD, reading)
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     optimizers.step(decay, average)
     return StepReport(
@@ -100,3 +100,14 @@ def training_step(
         search_s=search_s,
         step_s=time.perf_counter() - started_s,
     )
+
+
+def _mean_loss_of_members(encoder: Encoder, query_BD: Tensor, reading: Reading) -> Tensor:
+    """Each member answers for itself: a loss of their summed scores would let them lean on each other."""
+    assert reading.gold_BC is not None, "training batches have gold facts"
+    forbidden_BC = reading.logits_BC.detach().isneginf()
+    losses = [
+        reading_loss(logits_BC.masked_fill(forbidden_BC, float("-inf")), reading.gold_BC)
+        for logits_BC in encoder.logits_by_member(query_BD, reading.fact_CD)
+    ]
+    return torch.stack(losses).mean()

@@ -1,6 +1,7 @@
 """The encoder of questions and facts: one inner product of their vectors scores entity and relation together."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,49 +11,48 @@ from torch import Tensor, nn
 from memory_store.errors import VersionMismatch
 from pipeline.features import FEATURES_VERSION, QuestionFeatures, question_features
 from trainer.encoders.context import WordReader
-from trainer.encoders.entity import EntityPart
 from trainer.encoders.facts import FactFeatures
-from trainer.encoders.relation import RelationPart
+from trainer.encoders.member import Member
+from trainer.encoders.settings import ModelConfig
 from trainer.encoders.tables import FeatureTable
 
-# B questions, C facts, V features, D dimension = E of the entity part + F of the relation part
+# B questions, C facts, V features, M members, D dimension of all members together
 
 __all__ = ["Encoder"]
 
 
 class Encoder(nn.Module):
-    """Questions and facts as vectors of dimension D.
+    """Questions and facts as vectors of dimension D, so that one MIPS finds the best fact.
 
-    query = [entity part, relation part], fact = [subject's names, relation], so that query . fact is the sum of an
-    entity score and a relation score and one MIPS finds the best pair. Encoders differ in the network that reads the
-    words of a question (`reader`).
+    The vectors of several members stand side by side: their scores add up, and what one member learned by chance the
+    others outvote (an ensemble by concatenation). Members start from different weights, see different features hidden,
+    and learn each from a softmax of its own (`logits_by_member`). Encoders differ in the network that reads the words
+    of a question (`make_reader`).
     """
 
     def __init__(
-        self,
-        name: str,
-        reader: WordReader,
-        *,
-        entity_dim: int,
-        relation_dim: int,
-        feature_bits: int,
-        hidden: int,
-        reader_hidden: int,
-        entity_scale: float,
-        generator: torch.Generator,
+        self, name: str, make_reader: Callable[[], WordReader], config: ModelConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.name = name
-        self.dim = entity_dim + relation_dim
-        self.entity = EntityPart(width=entity_dim, bits=feature_bits, scale=entity_scale, generator=generator)
-        self.relation = RelationPart(
-            reader,
-            width=relation_dim,
-            hidden=hidden,
-            reader_hidden=reader_hidden,
-            bits=feature_bits,
-            generator=generator,
+        self.members = nn.ModuleList(
+            Member(
+                make_reader(),
+                entity_dim=config.entity_dim,
+                relation_dim=config.relation_dim,
+                feature_bits=config.feature_bits,
+                hidden=config.hidden,
+                reader_hidden=config.reader_hidden,
+                entity_scale=config.entity_scale,
+                generator=generator,
+            )
+            for _ in range(config.members)
         )
+        self.dim = config.dim
+
+    @property
+    def _members(self) -> list[Member]:
+        return cast(list[Member], list(self.members))
 
     @property
     def tables(self) -> dict[str, FeatureTable]:
@@ -61,12 +61,13 @@ class Encoder(nn.Module):
 
     def fit(self, facts: Iterable[FactFeatures]) -> None:
         """Start the feature weights from how often the names of a memory have each feature; before training."""
-        counts = np.zeros(len(self.entity.vectors), dtype=np.int64)
-        names = 0
-        for features in facts:
-            self.entity.count(features, counts)
-            names += len(features.names)
-        self.entity.fit(counts, names)
+        tables = list(facts)
+        names = sum(len(features.names) for features in tables)
+        for member in self._members:
+            counts = np.zeros(len(member.entity.vectors), dtype=np.int64)
+            for features in tables:
+                member.entity.count(features, counts)
+            member.entity.fit(counts, names)
 
     def encode_questions(
         self,
@@ -77,19 +78,24 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """query_BD, float32. feature_dropout: share of the features that are hidden while the encoder is training."""
         dropout = feature_dropout if self.training else 0.0
-        keep_V = torch.ones(len(questions.values))
-        if dropout > 0:
-            keep_V = (torch.rand(len(questions.values), generator=generator) >= dropout).float()
-        relation_BF, gate_V = self.relation.read(questions, keep_V, generator)
-        entity_BE = self.entity.encode_questions(questions, keep_V, gate_V)
-        return torch.cat([entity_BE, relation_BF], dim=1)
+        queries = []
+        for member in self._members:
+            keep_V = torch.ones(len(questions.values))
+            if dropout > 0:
+                keep_V = (torch.rand(len(questions.values), generator=generator) >= dropout).float()
+            queries.append(member.encode_questions(questions, keep_V, generator))
+        return torch.cat(queries, dim=1)
 
     def encode_facts(self, facts: FactFeatures) -> Tensor:
-        """fact_CD, float32; distinct subjects and relations are computed once each."""
-        subject_SE = self.entity.encode_subjects(facts)
-        relation_RF = self.relation.encode_relations(facts)
-        subject_CE = subject_SE[torch.from_numpy(facts.subject_C)]
-        return torch.cat([subject_CE, relation_RF[torch.from_numpy(facts.relation_C)]], dim=1)
+        """fact_CD, float32."""
+        return torch.cat([member.encode_facts(facts) for member in self._members], dim=1)
+
+    def logits_by_member(self, query_BD: Tensor, fact_CD: Tensor) -> Tensor:
+        """[M, B, C]: each member's own scores; their sum over M is query . fact."""
+        members = len(self.members)
+        query_MBD = query_BD.unflatten(1, (members, -1)).transpose(0, 1)
+        fact_MCD = fact_CD.unflatten(1, (members, -1)).transpose(0, 1)
+        return query_MBD @ fact_MCD.mT
 
     @torch.no_grad()
     def ask(self, questions: list[str]) -> Tensor:
@@ -107,12 +113,7 @@ class Encoder(nn.Module):
         A hash of everything that `encode_facts` depends on, the version of the features included.
         """
         digest = xxhash.xxh3_128(FEATURES_VERSION.encode())
-        for part in (
-            self.entity.vectors.weight_VW,
-            self.entity.name_weights.weight_VW,
-            self.entity.name_power.detach(),
-            self.relation.relations.weight_VW,
-        ):
+        for part in (part for member in self._members for part in member.of_facts):
             digest.update(str(tuple(part.shape)).encode())
             digest.update(part.contiguous().numpy().reshape(-1).view(np.uint8).data)
         return f"{self.name}-{digest.hexdigest()[:16]}"

@@ -11,14 +11,4 @@ __all__ = ["make_gru"]
 
 def make_gru(config: ModelConfig, generator: torch.Generator) -> Encoder:
     """An encoder whose question network sees all words to either side."""
-    return Encoder(
-        "gru",
-        RecurrentContext(config.relation_dim, config.reader_hidden),
-        entity_dim=config.entity_dim,
-        relation_dim=config.relation_dim,
-        feature_bits=config.feature_bits,
-        hidden=config.hidden,
-        reader_hidden=config.reader_hidden,
-        entity_scale=config.entity_scale,
-        generator=generator,
-    )
+    return Encoder("gru", lambda: RecurrentContext(config.relation_dim, config.reader_hidden), config, generator)

@@ -11,12 +11,14 @@ __all__ = ["ModelConfig"]
 class ModelConfig:
     """[model]: the encoder of questions and facts.
 
-    encoder: one of those registered in trainer.encoders.registry. entity_dim, relation_dim: widths of the two parts of
-    a vector; D is their sum. feature_bits: the tables of name features have 2 ** feature_bits rows. hidden,
+    encoder: one of those registered in trainer.encoders.registry. members: how many models stand side by side, each with
+    its own weights; one more costs as much again and errs less. entity_dim, relation_dim: widths of the two parts of a
+    member's vectors; D is their sum times the members. feature_bits: the tables of name features have 2 ** feature_bits rows. hidden,
     reader_hidden: widths of the question's two networks. entity_scale: where the weight of the entity part starts.
     """
 
     encoder: str = "ngram"
+    members: int = 1
     entity_dim: int = 128
     relation_dim: int = 128
     feature_bits: int = 19
@@ -25,7 +27,7 @@ class ModelConfig:
     entity_scale: float = 16.0
 
     def __post_init__(self) -> None:
-        for name in ("entity_dim", "relation_dim", "hidden"):
+        for name in ("members", "entity_dim", "relation_dim", "hidden"):
             at_least(f"model.{name}", getattr(self, name), 1)
         at_least("model.reader_hidden", self.reader_hidden, 2)
         between("model.feature_bits", self.feature_bits, 4, 31)
@@ -33,4 +35,4 @@ class ModelConfig:
     @property
     def dim(self) -> int:
         """D, the dimension of the memory's vectors."""
-        return self.entity_dim + self.relation_dim
+        return self.members * (self.entity_dim + self.relation_dim)

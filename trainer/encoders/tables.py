@@ -67,8 +67,7 @@ class RowAdagrad:
 
     A row moves by rate * g / sqrt(start + sum over its past of mean(g^2)), so that rare features learn fast and late.
     The state is one float per row, and a step costs as much as the rows it touches. start: the mean square below which
-    a gradient is noise. Without it the first gradient of a row moves it by the full rate however small it is, and nine
-    in ten rows of a batch belong to facts that the model ranks low already, with gradients near 0.
+    a gradient hardly moves a row; with 0, the first gradient of a row moves it by the full rate however small it is.
     """
 
     def __init__(self, tables: dict[str, FeatureTable], *, start: float = 0.0) -> None:
