@@ -94,8 +94,8 @@ class Reading:
 
     read_BD: R(q) = sum of weight times fact vector, with gradient. weights_BC: the attention; rows sum to 1.
     logits_BC: h(q) . m, -inf where a question may not read a candidate. fact_ids_C: int64, sorted, unique.
-    fact_CD: their vectors, with gradient. gold_BC: which candidates answer which question, or None when no gold facts were given.
-    softmax_size_B: how many facts each question's softmax covers.
+    fact_CD: their vectors, with gradient. gold_BC: which candidates answer which question, or None when no gold facts
+    were given. softmax_size_B: how many facts each question's softmax covers.
     """
 
     read_BD: Tensor

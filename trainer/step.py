@@ -90,11 +90,12 @@ def training_step(
     optimizers.zero()
     query_BD = encoder.encode_questions(features, feature_dropout=feature_dropout, generator=generator)
     reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK)
-    loss = _mean_loss_of_members(encoder, query_BD, reading)
+    losses_M = _losses_of_members(encoder, query_BD, reading)
+    loss = losses_M.sum()  # so that each member learns as it would alone
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     optimizers.step(decay, average)
     return StepReport(
-        loss=loss.item(),
+        loss=losses_M.mean().item(),
         candidates=len(reading.fact_ids_C),
         softmax_size=float(reading.softmax_size_B.mean()),
         search_s=search_s,
@@ -102,12 +103,13 @@ def training_step(
     )
 
 
-def _mean_loss_of_members(encoder: Encoder, query_BD: Tensor, reading: Reading) -> Tensor:
-    """Each member answers for itself: a loss of their summed scores would let them lean on each other."""
+def _losses_of_members(encoder: Encoder, query_BD: Tensor, reading: Reading) -> Tensor:
+    """[M]: each member answers for itself; one loss of their summed scores would let them lean on each other."""
     assert reading.gold_BC is not None, "training batches have gold facts"
     forbidden_BC = reading.logits_BC.detach().isneginf()
-    losses = [
-        reading_loss(logits_BC.masked_fill(forbidden_BC, float("-inf")), reading.gold_BC)
-        for logits_BC in encoder.logits_by_member(query_BD, reading.fact_CD)
-    ]
-    return torch.stack(losses).mean()
+    return torch.stack(
+        [
+            reading_loss(logits_BC.masked_fill(forbidden_BC, float("-inf")), reading.gold_BC)
+            for logits_BC in encoder.logits_by_member(query_BD, reading.fact_CD)
+        ]
+    )

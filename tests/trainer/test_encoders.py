@@ -71,7 +71,7 @@ def test_a_fact_has_the_same_vector_in_any_company(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_a_question_has_the_same_vector_in_any_company(name: str) -> None:
     encoder = _encoder(name)
-    for head in (encoder.relation.reader.heads.gates, encoder.relation.reader.heads.summary):  # type: ignore[attr-defined]
+    for head in (encoder.members[0].relation.reader.heads.gates, encoder.members[0].relation.reader.heads.summary):  # type: ignore[attr-defined]
         torch.nn.init.normal_(head.weight)  # a fresh reader answers neutrally, whatever it reads
     texts = ["where was ann smith born", "", "?", "a", "one very much longer question about the city of cologne"]
     together = encoder.ask(texts)
@@ -84,8 +84,10 @@ def test_any_one_of_several_names_matches_at_full_strength() -> None:
     encoder = _encoder().eval()
     rows = [(["Köln", "Cologne", "Colonia", "Keulen", "科隆", "Кёльн"], "r"), (["Cologne"], "r"), (["Boston"], "r")]
     with torch.no_grad():
-        subjects = encoder.entity.encode_subjects(FactFeatures.from_table(_facts(rows)))
-        names = encoder.entity.encode_subjects(FactFeatures.from_table(_facts([([one], "r") for one in rows[0][0]])))
+        subjects = encoder.members[0].entity.encode_subjects(FactFeatures.from_table(_facts(rows)))
+        names = encoder.members[0].entity.encode_subjects(
+            FactFeatures.from_table(_facts([([one], "r") for one in rows[0][0]]))
+        )
     several, single, other = subjects[FactFeatures.from_table(_facts(rows)).subject_C]
     strength = names @ several
     assert strength.min() > 0.8
@@ -110,12 +112,12 @@ def test_a_fingerprint_names_what_facts_depend_on_and_nothing_else() -> None:
     encoder = _encoder()
     before = encoder.fingerprint()
     with torch.no_grad():
-        encoder.relation.bias.add_(1)
-        encoder.relation.questions.weight_VW.add_(1)
+        encoder.members[0].relation.bias.add_(1)
+        encoder.members[0].relation.questions.weight_VW.add_(1)
     assert encoder.fingerprint() == before
     encoder.check_fingerprint(before)
     with torch.no_grad():
-        encoder.relation.relations.weight_VW[0, 0] += 1e-3
+        encoder.members[0].relation.relations.weight_VW[0, 0] += 1e-3
     with pytest.raises(VersionMismatch, match="hmn embed"):
         encoder.check_fingerprint(before)
 
@@ -130,11 +132,11 @@ def test_fitting_gives_rare_features_more_weight(ingest_world: Callable[..., str
     encoder = _encoder()
     tables = scan_facts(storage, read_manifest(storage), columns=["fact_id", "features"])
     encoder.fit(FactFeatures.from_table(table) for table in tables)
-    rows = encoder.entity.name_weights
+    rows = encoder.members[0].entity.name_weights
     common, rare = (rows.weight_VW[rows.rows_of(text_features([text])[0])].mean() for text in ("ann", "the 45th"))
     assert 0 < common < rare <= 1
     known = question_features(["where was ann born"])
-    flags = encoder.entity._is_known(known.values)
+    flags = encoder.members[0].entity._is_known(known.values)
     assert 0 < flags.sum() < len(flags)
 
 

@@ -61,12 +61,13 @@ class Encoder(nn.Module):
 
     def fit(self, facts: Iterable[FactFeatures]) -> None:
         """Start the feature weights from how often the names of a memory have each feature; before training."""
-        tables = list(facts)
-        names = sum(len(features.names) for features in tables)
-        for member in self._members:
-            counts = np.zeros(len(member.entity.vectors), dtype=np.int64)
-            for features in tables:
+        counts_by_member = [np.zeros(len(member.entity.vectors), dtype=np.int64) for member in self._members]
+        names = 0
+        for features in facts:
+            names += len(features.names)
+            for member, counts in zip(self._members, counts_by_member, strict=True):
                 member.entity.count(features, counts)
+        for member, counts in zip(self._members, counts_by_member, strict=True):
             member.entity.fit(counts, names)
 
     def encode_questions(
@@ -93,9 +94,10 @@ class Encoder(nn.Module):
     def logits_by_member(self, query_BD: Tensor, fact_CD: Tensor) -> Tensor:
         """[M, B, C]: each member's own scores; their sum over M is query . fact."""
         members = len(self.members)
-        query_MBD = query_BD.unflatten(1, (members, -1)).transpose(0, 1)
-        fact_MCD = fact_CD.unflatten(1, (members, -1)).transpose(0, 1)
-        return query_MBD @ fact_MCD.mT
+        # one member's columns after the other's: [X, M * D'] -> [M, X, D']
+        query_MBD = query_BD.view(len(query_BD), members, -1).transpose(0, 1)
+        fact_MCD = fact_CD.view(len(fact_CD), members, -1).transpose(0, 1)
+        return torch.bmm(query_MBD, fact_MCD.mT)
 
     @torch.no_grad()
     def ask(self, questions: list[str]) -> Tensor:

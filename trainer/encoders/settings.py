@@ -11,10 +11,11 @@ __all__ = ["ModelConfig"]
 class ModelConfig:
     """[model]: the encoder of questions and facts.
 
-    encoder: one of those registered in trainer.encoders.registry. members: how many models stand side by side, each with
-    its own weights; one more costs as much again and errs less. entity_dim, relation_dim: widths of the two parts of a
-    member's vectors; D is their sum times the members. feature_bits: the tables of name features have 2 ** feature_bits rows. hidden,
-    reader_hidden: widths of the question's two networks. entity_scale: where the weight of the entity part starts.
+    encoder: one of those registered in trainer.encoders.registry. members: how many models stand side by side, each
+    with its own weights; one more costs as much again and errs less. entity_dim, relation_dim: widths of the two parts
+    of a member's vectors; D is their sum times the members. feature_bits: the tables of name features have
+    2 ** feature_bits rows. hidden, reader_hidden: widths of the question's two networks. entity_scale: where the
+    weight of the entity part starts.
     """
 
     encoder: str = "ngram"

@@ -1,0 +1,67 @@
+"""One member of an encoder: an entity part and a relation part, whose inner products add up to one score."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.features import QuestionFeatures
+from trainer.encoders.context import WordReader
+from trainer.encoders.entity import EntityPart
+from trainer.encoders.facts import FactFeatures
+from trainer.encoders.relation import RelationPart
+
+# B questions, C facts, V features, S subjects, R relations, D dimension = E of the entity part + F of the relation part
+
+__all__ = ["Member"]
+
+
+class Member(nn.Module):
+    """query = [entity part, relation part], fact = [subject's names, relation]: query . fact scores the pair."""
+
+    def __init__(
+        self,
+        reader: WordReader,
+        *,
+        entity_dim: int,
+        relation_dim: int,
+        feature_bits: int,
+        hidden: int,
+        reader_hidden: int,
+        entity_scale: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.dim = entity_dim + relation_dim
+        self.entity = EntityPart(width=entity_dim, bits=feature_bits, scale=entity_scale, generator=generator)
+        self.relation = RelationPart(
+            reader,
+            width=relation_dim,
+            hidden=hidden,
+            reader_hidden=reader_hidden,
+            bits=feature_bits,
+            generator=generator,
+        )
+
+    def encode_questions(
+        self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """query_BD, float32. keep_V: 1 for the features of the questions that are seen, 0 for those that are hidden."""
+        relation_BF, gate_V = self.relation.read(questions, keep_V, generator)
+        entity_BE = self.entity.encode_questions(questions, keep_V, gate_V)
+        return torch.cat([entity_BE, relation_BF], dim=1)
+
+    def encode_facts(self, facts: FactFeatures) -> Tensor:
+        """fact_CD, float32; distinct subjects and relations are computed once each."""
+        subject_SE = self.entity.encode_subjects(facts)
+        relation_RF = self.relation.encode_relations(facts)
+        subject_CE = subject_SE[torch.from_numpy(facts.subject_C)]
+        return torch.cat([subject_CE, relation_RF[torch.from_numpy(facts.relation_C)]], dim=1)
+
+    @property
+    def of_facts(self) -> tuple[Tensor, ...]:
+        """Everything that `encode_facts` depends on."""
+        return (
+            self.entity.vectors.weight_VW,
+            self.entity.name_weights.weight_VW,
+            self.entity.name_power.detach(),
+            self.relation.relations.weight_VW,
+        )
