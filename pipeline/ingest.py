@@ -145,7 +145,7 @@ class _Run:
         if not any(receipt.triples for receipt in staged if receipt.source >= plan.job.known_sources):
             rejected = sum(receipt.bad for receipt in staged)
             where = f"; all {rejected:,} rows were rejected, see {self.storage.where(quarantine)}" if quarantine else ""
-            raise EmptyInput(f"there are no facts in the input{where}")
+            raise EmptyInput(f"there are no facts in {', '.join(plan.shown_inputs):.300}{where}")
         looked_up = any(receipt.names for receipt in staged) and any(receipt.requests for receipt in staged)
         if looked_up:
             self.each_bucket(partial(look_up_names, plan.job, staged), "look up names")

@@ -1,6 +1,8 @@
 """Built-in sources by name: builtin:geonames and its options, as pieces of work and as questions."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -49,32 +51,30 @@ class Builtin:
         return next(rows for size, rows in _TRIPLES.items() if size <= self.min_population or size == min(_TRIPLES))
 
     def pieces(self, source: int) -> list["BuiltinPiece"]:
-        lanes = 1 if self.min_population >= 15_000 else 2
-        return [BuiltinPiece(source=source, builtin=self, lane=lane, lanes=lanes) for lane in range(lanes)]
+        return [BuiltinPiece(source=source, builtin=self)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltinPiece:
-    """Every lanes-th segment of the places."""
+    """All places: a name is judged against those of all others, so that a share of them costs as much as the whole."""
 
     source: int
     builtin: Builtin
-    lane: int
-    lanes: int
 
     only_segment = None
 
     @property
     def key(self) -> str:
-        return f"{self.source:06d}-{self.lane:08d}"
+        return f"{self.source:06d}-builtin"
 
     def parse(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Parsed]]:
-        places = load_places(self.builtin.min_population)
-        names = name_places(places)
+        places, names = _named_places(self.builtin)
         for segment, start in enumerate(range(0, len(places), PLACES_PER_SEGMENT)):
-            if segment % self.lanes == self.lane and wanted(segment):
+            if wanted(segment):
                 stop = start + PLACES_PER_SEGMENT
-                yield segment, _parsed(places[start:stop], names[start:stop])
+                with _collector_paused():
+                    parsed = _parsed(places[start:stop], names[start:stop])
+                yield segment, parsed
 
 
 def is_builtin(source: str) -> bool:
@@ -102,8 +102,7 @@ def parse_builtin(source: str) -> Builtin:
 def read_builtin_questions(source: str, split: str | None) -> pa.Table:
     """Columns question, subject_id, relation, object_id; the questions of all splits one after the other for None."""
     builtin = parse_builtin(source)
-    places = load_places(builtin.min_population)
-    names = name_places(places)
+    places, names = _named_places(builtin)
     asked = [
         question
         for part in (("train", "valid", "test") if split is None else (split,))
@@ -118,6 +117,24 @@ def read_builtin_questions(source: str, split: str | None) -> pa.Table:
     ]
     columns = ("question", "subject_id", "relation", "object_id")
     return pa.table({name: pa.array([getattr(question, name) for question in asked], pa.string()) for name in columns})
+
+
+def _named_places(builtin: Builtin) -> tuple[list[Place], list[PlaceNames]]:
+    with _collector_paused():
+        places = load_places(builtin.min_population)
+        return places, name_places(places)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """The cycle collector would look again and again at millions of objects that all stay: most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _parsed(places: list[Place], names: list[PlaceNames]) -> Parsed:

@@ -18,7 +18,7 @@ _KINDS = ("country", "continent", "state", "city", "county")
 """Most prominent first: "Georgia" is the country, "Luxembourg" too."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
     """One relation of a place and where it leads: ids and names of the objects."""
 
@@ -26,7 +26,7 @@ class Fact:
     objects: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """An entity. names: as in the data, the usual one first. context: what tells it from others of its name."""
 

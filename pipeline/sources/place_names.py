@@ -16,7 +16,7 @@ _DOMINANT = 4
 _NAMES_AT_ONCE = 50_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlaceNames:
     """names: all names of a place, distinct after normalisation, the one it is shown by first.
 
