@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from deploy.cli import hmn
 from deploy.entry import run
+from memory_store import MemoryWriter
 
 PEOPLE = [f"{first} {last}" for first in ("ann", "bob", "carla", "dmitri") for last in ("smith", "okafor", "moreau")]
 ASKED = {"born_in": "where was {} born", "works_as": "what does {} do for a living"}
@@ -124,6 +127,19 @@ def test_another_memory_is_embedded_by_the_model_and_then_asked(
     assert not asked(["embed", "--memory", memory, "--model", str(world / "run")], capsys)["committed"]
     (answer,) = asked(ask, capsys)["answers"]
     assert answer["facts"][0]["objects"] == ["Xanten"]
+
+
+def test_vectors_of_another_dimension_or_model_are_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MemoryWriter(str(tmp_path / "memory"), dim=3) as writer:
+        writer.append(pa.table({"fact_id": [1, 2]}), np.ones((2, 3), np.float32))
+    capsys.readouterr()
+    assert run(hmn, ["ask", "anything", "--run", str(world / "run"), "--memory", str(tmp_path / "memory")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: expected facts embedded by this model")
+    assert shown.err.count("\n") == 1
 
 
 def test_inspect_and_verify_tell_the_same_story(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
