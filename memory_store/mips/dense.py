@@ -29,7 +29,7 @@ def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int,
     def work(worker: int) -> None:
         for start in starts:
             stop = min(start + block_rows, vectors.num_rows)
-            found = _search_block(vectors, slice(start, stop), queries_BD, k, best[worker].scores_BK[:, -1])
+            found = _search_block(vectors, slice(start, stop), queries_BD, k, best[worker])
             best[worker] = merge([best[worker], found], k)
 
     workers.run(work)
@@ -37,9 +37,9 @@ def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int,
 
 
 def _search_block(
-    vectors: ShardVectors, rows: slice, queries_BD: NDArray[np.float64], k: int, floor_B: NDArray[np.float64]
+    vectors: ShardVectors, rows: slice, queries_BD: NDArray[np.float64], k: int, so_far: PartialTopK
 ) -> PartialTopK:
-    """The top k of a block, but only those that reach the floor, which k rows elsewhere are known to reach."""
+    """The top k of a block, but only rows that come before the last of the k best found so far."""
     batch, dim = queries_BD.shape
     num_rows = rows.stop - rows.start
     block_nD = np.empty((num_rows, dim), dtype=np.float32)
@@ -49,16 +49,21 @@ def _search_block(
     # The product and the true score add the same exact terms, each in its own order.
     longest = np.sqrt(np.square(wide_nD).sum(axis=1).max())
     slack_B = np.linalg.norm(queries_BD, axis=1) * longest * (dim + 8) * 2.0**-51
+    floor_B, floor_id_B = so_far.scores_BK[:, -1], so_far.fact_ids_BK[:, -1]
     near_Bn = products_Bn >= (floor_B - slack_B)[:, None]
     crowd = _CROWD * k * batch
     if num_rows > k and np.count_nonzero(near_Bn) > crowd:
-        kth_B = np.partition(products_Bn, num_rows - k, axis=1)[:, num_rows - k]
-        near_Bn &= products_Bn >= (kth_B - 2 * slack_B)[:, None]
+        near_Bn &= first_copies(block_nD, vectors.fact_ids_N[rows], k)
         if np.count_nonzero(near_Bn) > crowd:
-            near_Bn &= first_copies(block_nD, vectors.fact_ids_N[rows], k)
+            kth_B = np.partition(products_Bn, num_rows - k, axis=1)[:, num_rows - k]
+            near_Bn &= products_Bn >= (kth_B - 2 * slack_B)[:, None]
     query_P, column_P = np.nonzero(near_Bn)
+    fact_id_P = vectors.fact_ids_N[rows][column_P]
     score_P = score_pairs(vectors, column_P + rows.start, queries_BD, query_P)
-    return best_of_pairs(query_P, vectors.fact_ids_N[column_P + rows.start], score_P, batch=batch, k=k)
+    # Where many rows tie with the floor, most come after it by their id; sorting them would take longer than scoring.
+    last_P, last_id_P = floor_B[query_P], floor_id_B[query_P]
+    before_P = (score_P > last_P) | ((score_P == last_P) & (fact_id_P < last_id_P))
+    return best_of_pairs(query_P[before_P], fact_id_P[before_P], score_P[before_P], batch=batch, k=k)
 
 
 def first_copies(rows_nD: NDArray[np.float32], fact_ids_n: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
