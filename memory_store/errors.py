@@ -14,6 +14,7 @@ __all__ = [
     "InvalidVectors",
     "MemoryNotFound",
     "NoVectors",
+    "RayUnavailable",
     "ShardUnavailable",
     "StorageFailed",
     "UnknownFact",
@@ -98,6 +99,10 @@ class UnknownFact(HmnError, KeyError):
 
 class ShardUnavailable(HmnError):
     """A shard did not answer before the deadline."""
+
+
+class RayUnavailable(HmnError):
+    """Ray did not start here, or the cluster named by RAY_ADDRESS cannot be joined."""
 
 
 class VersionMismatch(HmnError):

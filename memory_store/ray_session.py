@@ -5,6 +5,8 @@ import os
 
 import ray
 
+from memory_store.errors import RayUnavailable
+
 __all__ = ["ensure_ray"]
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20  # arrays between actors are small; the memory itself is mapped from files
@@ -14,20 +16,26 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     """Make Ray usable in this process; does nothing where it already is.
 
     With RAY_ADDRESS set (as under `ray job submit`) the process joins that cluster and `num_cpus` is ignored.
-    Otherwise a local Ray without dashboard starts and ends with this process.
+    Otherwise a local Ray without dashboard starts and ends with this process. Raises RayUnavailable.
     """
     if ray.is_initialized():
         return
     # Without this Ray warns, in every process, of a change to come in how it treats hidden accelerators.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
-        return
-    ray.init(
-        address="local",  # never a cluster that somebody else left running on this machine
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-    )
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            return
+        ray.init(
+            address="local",  # never a cluster that somebody else left running on this machine
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # Ray says with plain exceptions of many classes that it cannot start
+        what = f"to join the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray to start"
+        said = " ".join(str(error).split())[:200]
+        raise RayUnavailable(f"expected {what}, found: {said}; `hmn doctor` says what is missing") from error
