@@ -21,6 +21,10 @@ RESIDENT_GENERATIONS = 2  # while the next generation loads, the one being serve
 FACT_BYTES = 400  # one name and a few objects, features included; names in many scripts make it up to five times that
 PART_ROWS = 65_536  # what ingest writes and embed encodes at a time
 PROCESS_BYTES = GIB // 2  # Python with torch and Ray
+TRAINER_BYTES = 5 * GIB // 4  # the same with batches, their gradients, and an allocator that keeps what it freed
+TABLE_COPIES = 3  # of the feature tables: weights, a checkpoint that is taken, and the bytes it is written from
+FEATURE_BYTES = 1024  # of a fact's features, which the trainer remembers between refreshes,
+REMEMBERED_FACTS = 4_000_000  # of so many facts
 ROWS_WORTH_A_SHARD = 250_000  # below, what Ray adds to a call is more than another core takes off the scan
 KMEANS_POINTS = 39  # per centroid, below which k-means is not to be trusted (the bound that faiss warns at)
 
@@ -98,7 +102,7 @@ def plan_memory(
     memory_bytes = used * (RESIDENT_GENERATIONS * shard.mapped_bytes + shard.reload_bytes + PROCESS_BYTES)
     disk_bytes = facts_disk_bytes + RESIDENT_GENERATIONS * vectors_disk_bytes
     table_bytes = 2**feature_bits * dim * 4
-    train_bytes = 2 * PROCESS_BYTES + 2 * table_bytes  # the weights, and what their optimiser and checkpoint hold
+    train_bytes = TRAINER_BYTES + TABLE_COPIES * table_bytes + min(facts, REMEMBERED_FACTS) * FEATURE_BYTES
     embed_worker_bytes = PROCESS_BYTES + table_bytes + min(facts, PART_ROWS) * (dim * 4 + 2 * FACT_BYTES)
     return Plan(
         facts=facts,
