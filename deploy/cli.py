@@ -9,7 +9,15 @@ from deploy.options import examples
 __all__ = ["hmn", "main"]
 
 
+class _InOrderOfUse(click.Group):
+    """Lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrderOfUse,
     epilog=examples(
         "hmn demo                                          the whole thing in a few minutes",
         "hmn ingest builtin:geonames --memory memories/geonames",

@@ -22,6 +22,7 @@ OBJECTS_SHOWN = 6  # some facts lead to hundreds
 
 @click.command(
     "ask",
+    short_help="Questions to a trained run.",
     epilog=examples(
         'hmn ask "What is the capital of Peru?" --run runs/geonames',
         "hmn ask --run runs/geonames < questions.txt",

@@ -36,7 +36,10 @@ class _Benches(click.Group):
 
 
 @click.command(
-    "bench", cls=_Benches, epilog=examples("hmn bench search", "hmn bench step --json", "hmn bench exactness --full")
+    "bench",
+    short_help="Measure what the README states.",
+    cls=_Benches,
+    epilog=examples("hmn bench search", "hmn bench step --json", "hmn bench exactness --full"),
 )
 def command() -> None:
     """Measure on this machine what the README states."""

@@ -41,6 +41,7 @@ QUESTIONS = (
 
 @click.command(
     "demo",
+    short_help="Everything once, on built-in places of the world.",
     epilog=examples(
         "hmn demo", "hmn demo --fresh", "hmn demo --full        every place of the package; takes far longer"
     ),

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("doctor", epilog=examples("hmn doctor", "hmn doctor --no-ray --json"))
+@click.command(
+    "doctor",
+    short_help="Check this machine: packages, processor, disk, Ray.",
+    epilog=examples("hmn doctor", "hmn doctor --no-ray --json"),
+)
 @click.option("--ray/--no-ray", "with_ray", default=True, help="Start a local Ray and ask an actor (some seconds).")
 @json_option
 @click.pass_obj

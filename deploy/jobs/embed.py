@@ -19,6 +19,7 @@ __all__ = ["command", "make_embedder"]
 
 @click.command(
     "embed",
+    short_help="A memory's facts into vectors of a trained model.",
     epilog=examples(
         "hmn embed --memory memories/geonames --model runs/geonames",
         "hmn embed --memory s3://bucket/memory --model runs/geonames --backend ray --dtype float16",

@@ -17,7 +17,9 @@ __all__ = ["command", "show_evaluation"]
 
 
 @click.command(
-    "evaluate", epilog=examples("hmn evaluate runs/geonames", "hmn evaluate runs/geonames --split test --wrong 30")
+    "evaluate",
+    short_help="How often a trained run is right.",
+    epilog=examples("hmn evaluate runs/geonames", "hmn evaluate runs/geonames --split test --wrong 30"),
 )
 @click.argument("run_dir", metavar="RUN")
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="valid", show_default=True)

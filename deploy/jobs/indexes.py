@@ -9,7 +9,9 @@ from deploy.options import examples, json_option
 __all__ = ["command"]
 
 
-@click.command("indexes", epilog=examples("hmn indexes", "hmn indexes --json"))
+@click.command(
+    "indexes", short_help="The indexes that can be named.", epilog=examples("hmn indexes", "hmn indexes --json")
+)
 @json_option
 @click.pass_obj
 def command(console: Console) -> None:

@@ -18,6 +18,7 @@ __all__ = ["command", "show_ingest"]
 
 @click.command(
     "ingest",
+    short_help="Raw facts into a memory.",
     epilog=examples(
         "hmn ingest builtin:geonames --memory memories/geonames",
         "hmn ingest facts.tsv.gz more/*.parquet --memory memories/mine --strict",

@@ -19,6 +19,7 @@ __all__ = ["command"]
 
 @click.command(
     "inspect",
+    short_help="What a memory holds.",
     epilog=examples(
         "hmn inspect memories/geonames",
         "hmn inspect s3://bucket/memory --generation 3 --parts",

@@ -20,6 +20,7 @@ __all__ = ["command"]
 
 @click.command(
     "plan",
+    short_help="What a memory will need, before it is built.",
     epilog=examples(
         "hmn plan --facts 1000000 --dim 256",
         "hmn plan --facts 1e9 --dim 128 --dtype float16 --cores 64 --memory-gib 512 --disk-gib 4000",

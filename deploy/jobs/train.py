@@ -19,6 +19,7 @@ __all__ = ["command", "overrides_of"]
 
 @click.command(
     "train",
+    short_help="Train the run that a TOML file describes.",
     epilog=examples(
         "hmn train deploy/configs/geonames.toml",
         "hmn train deploy/configs/geonames.toml --set train.epochs=1 --set memory.shards=4 --run runs/short",

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("verify", epilog=examples("hmn verify memories/geonames", "hmn verify memories/geonames --current"))
+@click.command(
+    "verify",
+    short_help="Read every byte of a memory and check it.",
+    epilog=examples("hmn verify memories/geonames", "hmn verify memories/geonames --current"),
+)
 @click.argument("url", metavar="URL")
 @click.option("--current", is_flag=True, help="The current generation only.")
 @json_option
