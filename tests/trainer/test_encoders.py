@@ -14,7 +14,7 @@ from memory_store.parts import scan_facts
 from memory_store.storage import Storage
 from pipeline.features import question_features, relation_features, text_features
 from trainer.encoders.base import Encoder
-from trainer.encoders.facts import FEATURE_COLUMNS, FactFeatures
+from trainer.encoders.facts import FactFeatures
 from trainer.encoders.registry import ENCODERS, make_encoder
 from trainer.encoders.settings import ModelConfig
 from trainer.encoders.tables import FeatureTable, RowAdagrad, sum_rows
@@ -28,13 +28,7 @@ def _facts(rows: list[tuple[list[str], str]]) -> pa.Table:
     relations = [relation_features([relation])[0].tolist() for _, relation in rows]
     struct = pa.struct([("subject", pa.list_(pa.list_(pa.uint32()))), ("relation", pa.list_(pa.uint32()))])
     features = [{"subject": subject, "relation": rel} for subject, rel in zip(subjects, relations, strict=True)]
-    return pa.table(
-        {
-            "fact_id": pa.array(range(len(rows)), pa.int64()),
-            "subject": pa.array([names[0] if names else None for names, _ in rows], pa.string()),
-            "features": pa.array(features, struct),
-        }
-    )
+    return pa.table({"fact_id": pa.array(range(len(rows)), pa.int64()), "features": pa.array(features, struct)})
 
 
 def _encoder(name: str = "ngram", seed: int = 5) -> Encoder:
@@ -105,7 +99,7 @@ def test_any_one_of_several_names_matches_at_full_strength() -> None:
 def test_facts_without_features_are_refused() -> None:
     table = _facts(ROWS[:1])
     with pytest.raises(InputError, match="hmn ingest"):
-        FactFeatures.from_table(table.set_column(2, "features", pa.nulls(1, table["features"].type)))
+        FactFeatures.from_table(table.set_column(1, "features", pa.nulls(1, table["features"].type)))
 
 
 def test_equal_seeds_give_equal_encoders_and_the_global_generator_is_left_alone() -> None:
@@ -136,7 +130,7 @@ def test_an_unknown_encoder_names_the_nearest() -> None:
 def test_fitting_gives_rare_features_more_weight(ingest_world: Callable[..., str], tmp_path: Path) -> None:
     storage = Storage(ingest_world(tmp_path / "memory"))
     encoder = _encoder()
-    tables = scan_facts(storage, read_manifest(storage), columns=list(FEATURE_COLUMNS))
+    tables = scan_facts(storage, read_manifest(storage), columns=["fact_id", "features"])
     encoder.fit(FactFeatures.from_table(table) for table in tables)
     rows = encoder.members[0].entity.name_weights
     common, rare = (rows.weight_VW[rows.rows_of(text_features([text])[0])].mean() for text in ("ann", "the 45th"))
@@ -184,25 +178,3 @@ def test_rows_of_several_workers_are_summed_in_order() -> None:
     )
     assert index.tolist() == [0, 1, 4]
     assert total[:, 0].tolist() == [2, 1, 6]
-
-
-@pytest.mark.parametrize("members", [1, 3])
-def test_the_scores_of_the_members_add_up_to_the_inner_product(members: int) -> None:
-    encoder = make_encoder(ModelConfig(members=members, **SMALL), 5).eval()
-    facts = FactFeatures.from_table(_facts(ROWS))
-    query_BD, fact_CD = encoder.ask(["who is ann smith", "where is köln"]), encoder.encode_facts(facts)
-    assert fact_CD.shape == (len(ROWS), encoder.dim)
-    by_member = encoder.logits_by_member(query_BD, fact_CD)
-    assert by_member.shape == (members, 2, len(ROWS))
-    torch.testing.assert_close(by_member.sum(dim=0), query_BD @ fact_CD.T)
-
-
-def test_the_prior_tells_facts_of_equal_words_apart_by_how_the_name_is_written() -> None:
-    encoder = _encoder().eval()
-    facts = FactFeatures.from_table(_facts([(["Ann Smith"], "person/born"), (["ann smith"], "person/born")]))
-    with torch.no_grad():
-        before = encoder.ask(["where was ann smith born"]) @ encoder.encode_facts(facts).T
-        encoder.members[0].prior_weight.fill_(0.5)
-        after = encoder.ask(["where was ann smith born"]) @ encoder.encode_facts(facts).T
-    torch.testing.assert_close(before[0, 0], before[0, 1])
-    torch.testing.assert_close(after - before, torch.tensor([[0.0, 0.5]]))

@@ -27,15 +27,27 @@ class Encoder(nn.Module):
     The vectors of several members stand side by side: their scores add up, and what one member learned by chance the
     others outvote (an ensemble by concatenation). Members start from different weights, see different features hidden,
     and learn each from a softmax of its own (`logits_by_member`). Encoders differ in the network that reads the words
-    of a question (`make_reader`, called with the width of a word vector).
+    of a question (`make_reader`).
     """
 
     def __init__(
-        self, name: str, make_reader: Callable[[int], WordReader], config: ModelConfig, generator: torch.Generator
+        self, name: str, make_reader: Callable[[], WordReader], config: ModelConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.name = name
-        self.members = nn.ModuleList(Member(make_reader, config, generator) for _ in range(config.members))
+        self.members = nn.ModuleList(
+            Member(
+                make_reader(),
+                entity_dim=config.entity_dim,
+                relation_dim=config.relation_dim,
+                feature_bits=config.feature_bits,
+                hidden=config.hidden,
+                reader_hidden=config.reader_hidden,
+                entity_scale=config.entity_scale,
+                generator=generator,
+            )
+            for _ in range(config.members)
+        )
         self.dim = config.dim
 
     @property

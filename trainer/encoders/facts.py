@@ -5,7 +5,6 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from memory_store.errors import InputError
@@ -17,7 +16,7 @@ __all__ = ["FEATURE_COLUMNS", "FactFeatures", "take_lists"]
 
 Value = TypeVar("Value", bound=np.generic)
 
-FEATURE_COLUMNS = ("fact_id", "subject", "features")
+FEATURE_COLUMNS = ("fact_id", "features")
 """The columns of a facts table that `FactFeatures.from_table` reads."""
 
 
@@ -26,8 +25,7 @@ class FactFeatures:
     """Facts as pairs (subject, relation), both given once: most facts of a memory share them with others.
 
     names: the M names' features; subject s has the names name_bounds[s] to name_bounds[s + 1]. relations: the R
-    relations' features. subject_C, relation_C: which subject and relation each fact has. uncapitalised_C: whether the
-    subject's name is written without any capital.
+    relations' features. subject_C, relation_C: which subject and relation each fact has.
     """
 
     names: Ragged
@@ -35,7 +33,6 @@ class FactFeatures:
     relations: Ragged
     subject_C: NDArray[np.int64]
     relation_C: NDArray[np.int64]
-    uncapitalised_C: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.subject_C)
@@ -69,13 +66,7 @@ class FactFeatures:
             relations=_take(relations, first_R),
             subject_C=subject_C,
             relation_C=relation_C,
-            uncapitalised_C=_uncapitalised(facts["subject"]),
         )
-
-
-def _uncapitalised(subjects: pa.ChunkedArray) -> NDArray[np.bool_]:
-    same = pc.fill_null(pc.equal(subjects, pc.utf8_lower(subjects)), False)
-    return np.asarray(same.to_numpy(), dtype=np.bool_)
 
 
 def take_lists(

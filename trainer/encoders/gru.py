@@ -11,4 +11,4 @@ __all__ = ["make_gru"]
 
 def make_gru(config: ModelConfig, generator: torch.Generator) -> Encoder:
     """An encoder whose question network sees all words to either side."""
-    return Encoder("gru", lambda width: RecurrentContext(width, config.reader_hidden), config, generator)
+    return Encoder("gru", lambda: RecurrentContext(config.relation_dim, config.reader_hidden), config, generator)

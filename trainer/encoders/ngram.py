@@ -11,4 +11,4 @@ __all__ = ["make_ngram"]
 
 def make_ngram(config: ModelConfig, generator: torch.Generator) -> Encoder:
     """An encoder whose question network sees two words to either side."""
-    return Encoder("ngram", lambda width: ConvolutionContext(width, config.reader_hidden), config, generator)
+    return Encoder("ngram", lambda: ConvolutionContext(config.relation_dim, config.reader_hidden), config, generator)

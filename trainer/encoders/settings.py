@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 from trainer.settings import at_least, between
 
-__all__ = ["PRIOR_DIM", "ModelConfig"]
-
-PRIOR_DIM = 1
-"""Columns of the relation part that are the prior's; see trainer.encoders.member."""
+__all__ = ["ModelConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +13,9 @@ class ModelConfig:
 
     encoder: one of those registered in trainer.encoders.registry. members: how many models stand side by side, each
     with its own weights; one more costs as much again and errs less. entity_dim, relation_dim: widths of the two parts
-    of a member's vectors, the prior's column counted with the relation's; D is their sum times the members.
-    feature_bits: the tables of name features have 2 ** feature_bits rows. hidden, reader_hidden: widths of the
-    question's two networks. entity_scale: where the weight of the entity part starts.
+    of a member's vectors; D is their sum times the members. feature_bits: the tables of name features have
+    2 ** feature_bits rows. hidden, reader_hidden: widths of the question's two networks. entity_scale: where the
+    weight of the entity part starts.
     """
 
     encoder: str = "ngram"
@@ -31,9 +28,8 @@ class ModelConfig:
     entity_scale: float = 16.0
 
     def __post_init__(self) -> None:
-        for name in ("members", "entity_dim", "hidden"):
+        for name in ("members", "entity_dim", "relation_dim", "hidden"):
             at_least(f"model.{name}", getattr(self, name), 1)
-        at_least("model.relation_dim", self.relation_dim, PRIOR_DIM + 1)
         at_least("model.reader_hidden", self.reader_hidden, 2)
         between("model.feature_bits", self.feature_bits, 4, 31)
 
