@@ -42,14 +42,19 @@ class ShardVectors:
     def gather(self, rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
         """Copy rows [C] out as float32 [C, D], in the order asked."""
         out_CD = np.empty((len(rows_C), self.dim), dtype=np.float32)
-        if len(self.chunks) == 1 and self.chunks[0].dtype == np.float32:
-            return self.chunks[0].take(rows_C, axis=0, out=out_CD, mode="clip")
-        order_C = np.argsort(rows_C, kind="stable")
-        sorted_C = rows_C[order_C]
-        ends = np.searchsorted(sorted_C, self.starts)
+        if (rows_C[1:] < rows_C[:-1]).any():
+            order_C = np.argsort(rows_C, kind="stable")
+            out_CD[order_C] = self.gather(rows_C[order_C])
+            return out_CD
+        ends = np.searchsorted(rows_C, self.starts)
         for number in map(int, np.flatnonzero(ends[1:] > ends[:-1])):
-            piece = slice(ends[number], ends[number + 1])
-            out_CD[order_C[piece]] = self.chunks[number][sorted_C[piece] - self.starts[number]]
+            piece_CD = out_CD[ends[number] : ends[number + 1]]
+            piece_rows_C = rows_C[ends[number] : ends[number + 1]] - self.starts[number]
+            chunk = self.chunks[number]
+            if chunk.dtype == np.float32:
+                chunk.take(piece_rows_C, axis=0, out=piece_CD, mode="clip")  # the default mode would copy once more
+            else:
+                piece_CD[...] = chunk[piece_rows_C]
         return out_CD
 
 

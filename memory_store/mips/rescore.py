@@ -84,8 +84,10 @@ class GroupScorer:
     def _approximate(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of the rows of each group in float32, [P, g], in units of the query; -inf past the last row."""
         dim, num_rows = self._vectors.dim, self._vectors.num_rows
-        scores_Pg = torch.empty((len(query_P), GROUP_ROWS), dtype=torch.float32)
-        row_Pg = group_P[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS)
+        order_P = np.argsort(group_P)  # rows that lie together are gathered together, whichever query asks
+        row_Pg = group_P[order_P, None] * GROUP_ROWS + np.arange(GROUP_ROWS)
+        narrow_PD = self._narrow_BD[torch.from_numpy(query_P[order_P])]
+        ordered_Pg = torch.empty(row_Pg.shape, dtype=torch.float32)
         groups_at_once = _PAIRS_AT_ONCE // GROUP_ROWS
         for start in range(0, len(query_P), groups_at_once):
             part = slice(start, start + groups_at_once)
@@ -93,11 +95,11 @@ class GroupScorer:
             products_PgD = torch.from_numpy(self._vectors.gather(rows_n)).view(-1, GROUP_ROWS, dim)
             if self._row_scale != 1:
                 products_PgD *= self._row_scale
-            products_PgD *= self._narrow_BD[torch.from_numpy(query_P[part])].unsqueeze(1)
-            torch.sum(products_PgD, dim=2, out=scores_Pg[part])
-        wide_Pg: NDArray[np.float64] = scores_Pg.double().numpy()
-        wide_Pg[row_Pg >= num_rows] = -np.inf
-        return wide_Pg
+            products_PgD *= narrow_PD[part].unsqueeze(1)
+            torch.sum(products_PgD, dim=2, out=ordered_Pg[part])
+        scores_Pg = np.empty(row_Pg.shape)
+        scores_Pg[order_P] = np.where(row_Pg < num_rows, ordered_Pg.numpy(), -np.inf)
+        return scores_Pg
 
     def _score(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], near_Pg: NDArray[np.bool_]) -> ScoredRows:
         at_P, offset_P = np.nonzero(near_Pg)
