@@ -90,9 +90,7 @@ class Coordinator:
             )
         searched = sum(rows for rows, answer in zip(served.rows_by_shard, answers, strict=True) if answer is not None)
         merged = merge(found, k)
-        with np.errstate(
-            over="ignore"
-        ):  # a product beyond float32 reads as infinity; its rank is already decided
+        with np.errstate(over="ignore"):  # beyond float32 a product reads as infinity; its rank is decided
             scores_BK = merged.scores_BK.astype(np.float32)
         return TopK(
             fact_ids_BK=merged.fact_ids_BK,

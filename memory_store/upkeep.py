@@ -146,11 +146,13 @@ def sweep(
     orphan_age_s: float = ORPHAN_AGE_S,
     now_s: float | None = None,
     dry_run: bool = False,
+    only_note: str | None = None,
 ) -> SweepReport:
     """Delete superseded generations and the part files that no remaining manifest names.
 
-    The newest keep_last generations (at least the current one) and all pinned ones stay, with all their parts. A file
-    that no manifest ever named may belong to a writer at work: it goes once it is orphan_age_s old. dry_run: report
+    The newest keep_last generations (at least the current one) and all pinned ones stay, with all their parts. With
+    only_note, so do all whose note is another: what somebody else made is not ours to delete. A file that no manifest
+    ever named may belong to a writer at work: it goes once it is orphan_age_s old. dry_run: report
     only. Raises MemoryNotFound, and CorruptFile (deleting nothing) if a manifest that stays cannot be read.
     """
     if keep_last < 1:
@@ -162,6 +164,10 @@ def sweep(
     kept = {*known[-keep_last:], *pins(storage).values()}
     superseded = [generation for generation in known if generation not in kept]
     manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
+    if only_note is not None:
+        notes = {generation: manifest.note for generation, manifest in manifests.items() if manifest is not None}
+        superseded = [generation for generation in superseded if notes.get(generation) == only_note]
+        kept = {generation for generation in known if generation not in superseded}
     remaining = {generation: read_manifest(storage, generation) for generation in known if generation in kept}
 
     # Manifests go before their parts, oldest first: a crash in between leaves files that nobody names, never a

@@ -79,13 +79,14 @@ def embed(
     dtype: str = "float32",
     backend: str = "local",
     workers: int | None = None,
+    note: str | None = None,
     progress: Progress = silent,
 ) -> EmbedSummary:
     """Embed every fact of the current generation and commit the vectors as the next one.
 
     encoder_factory: makes the encoder, once in this process ("local") or in each of `workers` actors ("ray", where it
     must be picklable). fingerprint: names the encoder and its weights; a memory that is embedded with it already stays
-    as it is. Killed and started again, it embeds the missing parts only.
+    as it is. note: for the generation's history. Killed and started again, it embeds the missing parts only.
 
     Raises MemoryNotFound, EmptyInput, DimensionMismatch or InvalidVectors (NaN, infinity) for what the encoder
     returns, GenerationConflict if another writer committed meanwhile. Whatever it raises, the memory is as it was.
@@ -118,7 +119,8 @@ def embed(
             encoder=fingerprint,
             max_norm=max(receipt.max_norm for receipt in receipts),
         )
-        new = apply_change(parent, change, commit_id=f"embed-{embed_id}", note=f"embedded with {fingerprint}"[:500])
+        said = f"embedded with {fingerprint}" if note is None else note
+        new = apply_change(parent, change, commit_id=f"embed-{embed_id}", note=said[:500])
         manifest = commit(storage, new, requires=ParentGeneration(parent.generation))
     except (CorruptFile, FileNotFoundError) as error:
         # Parts of a superseded generation may be swept under our hands: then we were overtaken, nothing is corrupt.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from memory_store.errors import ConfigError, MemoryNotFound
 from memory_store.manifest import read_manifest
@@ -291,8 +292,10 @@ class _Run:
 
 
 def _pin_name(config: RunConfig) -> str:
-    plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in Path(config.run_dir).name)
-    return f"run-{plain or 'unnamed'}"
+    """Readable, and another one for every run directory: runs of one name must not take each other's pin."""
+    folder = Path(config.run_dir).resolve()
+    plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in folder.name)
+    return f"run-{plain or 'unnamed'}-{xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]}"
 
 
 def _last_loss(run_dir: str) -> float:

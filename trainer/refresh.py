@@ -56,8 +56,8 @@ class FactEmbedder:
 class Refresher:
     """Keeps a memory's vectors in step with an encoder that learns.
 
-    name: of the pin that keeps the generation which the newest checkpoint names; every other generation that a refresh
-    superseded is swept.
+    name: of the run. Its pin keeps the generation that the newest checkpoint names; the other generations that this
+    run's refreshes made are swept once they are superseded, and nobody else's are.
     """
 
     def __init__(self, memory: Memory, encoder: Encoder, *, name: str, dtype: str) -> None:
@@ -66,6 +66,7 @@ class Refresher:
         self._embedder = FactEmbedder(encoder)
         self._storage = Storage(memory.url)
         self._name = name
+        self._note = f"refresh of {name}"
         self._dtype = dtype
 
     def refresh(self, committed: Callable[[int], None] | None = None) -> int:
@@ -76,6 +77,7 @@ class Refresher:
             fingerprint=self._encoder.fingerprint(),
             dim=self._encoder.dim,
             dtype=self._dtype,
+            note=self._note,
         )
         if committed is not None:
             committed(summary.generation)
@@ -88,8 +90,8 @@ class Refresher:
         pin(self._storage, self._name, generation)
 
     def sweep(self) -> None:
-        """Delete the generations that refreshes have superseded; pinned and current ones stay."""
-        sweep(self._storage, keep_last=1)
+        """Delete the generations of this run that are superseded; pinned and current ones stay."""
+        sweep(self._storage, keep_last=1, only_note=self._note)
 
     def release(self) -> None:
         """Give up the pin."""

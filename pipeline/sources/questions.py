@@ -82,7 +82,8 @@ def _read(file: SourceFile) -> pa.Table:
     ]
     if not lines:
         return QUESTIONS_SCHEMA.empty_table()
-    rows = [next(csv.reader([line])) if file.suffix == ".csv" else line.split("\t") for _, line in lines]
+    is_csv = file.suffix == ".csv"
+    rows = [next(csv.reader([line])) if is_csv else line.split("\t") for _, line in lines]
     if _known(rows[0]):
         numbers, width = _positions(file, rows[0]), len(rows[0])
         lines, rows = lines[1:], rows[1:]

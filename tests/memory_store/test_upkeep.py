@@ -314,6 +314,13 @@ def test_kept_and_pinned_generations_survive_a_sweep_and_verify(
     assert verify_memory(history).ok
 
 
+def test_a_sweep_of_ones_own_leaves_what_others_made(history: Storage) -> None:
+    notes = {generation: read_manifest(history, generation).note for generation in (1, 2, 3)}
+    assert sweep(history, only_note="of nobody").generations == ()
+    assert sweep(history, only_note=notes[2]).generations == tuple(n for n in (1, 2) if notes[n] == notes[2])
+    assert verify_memory(history).ok
+
+
 def test_a_dry_run_reports_what_a_sweep_would_delete_and_deletes_nothing(history: Storage) -> None:
     before = files_in(history)
     planned = sweep(history, dry_run=True)
