@@ -1,5 +1,6 @@
 """[ray] Several training processes: each takes a share of every batch, and gradients are averaged."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,9 +8,11 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from memory_store.ray_session import ensure_ray
-from trainer.checkpoint import CheckpointInfo
+from memory_store.storage import Storage
+from trainer.checkpoint import CheckpointInfo, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.encoders.tables import sum_rows
+from trainer.metrics import read_metrics
 
 __all__ = ["average_gradients", "run_workers"]
 
@@ -35,7 +38,7 @@ def average_gradients(dense: list[Tensor], rows: dict[str, tuple[Tensor, Tensor]
 
 
 def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, Any]:
-    """Train with `train.workers` processes; returns what rank 0 reports."""
+    """Train with `train.workers` processes; returns what the run directory says they did."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -45,8 +48,12 @@ def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, An
         train_loop_config={"config": config, "found": found},
         scaling_config=ScalingConfig(num_workers=config.train.workers),
     )
-    metrics = trainer.fit().metrics
-    return dict(metrics or {})
+    trainer.fit()
+    # Ray Train hands back metrics only with checkpoints of its own; ours are in the run directory.
+    done = newest_checkpoint(Storage(config.run_dir))
+    assert done is not None, "a run that ended has written its last checkpoint"
+    last = read_metrics(Path(config.run_dir))[-1]
+    return {"steps": done.step, "loss": last["loss"], "generation": done.generation}
 
 
 def _worker(payload: dict[str, Any]) -> None:
@@ -56,10 +63,7 @@ def _worker(payload: dict[str, Any]) -> None:
     from trainer.loop import train_worker
 
     rank = ray.train.get_context().get_world_rank()
-    result = train_worker(
-        payload["config"], payload["found"], silent, rank=rank, average=average_gradients, wait=_from_rank_0
-    )
-    ray.train.report(result)
+    train_worker(payload["config"], payload["found"], silent, rank=rank, average=average_gradients, wait=_from_rank_0)
 
 
 def _from_rank_0(generation: int) -> int:

@@ -1,0 +1,62 @@
+"""Runs whose memory lives in shard actors: the same results, also when an actor is killed on the way."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from memory_store.storage import Storage
+from trainer.checkpoint import newest_checkpoint
+from trainer.config import RunConfig
+from trainer.evaluation import evaluate
+from trainer.loop import train
+from trainer.metrics import read_metrics
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def on_ray(config: RunConfig) -> RunConfig:
+    return replace(config, memory=replace(config.memory, backend="ray", shards=2))
+
+
+def ended_with(config: RunConfig) -> tuple[object, ...]:
+    checkpoint = newest_checkpoint(Storage(config.run_dir))
+    assert checkpoint is not None
+    lines = [{k: v for k, v in line.items() if k != "timing"} for line in read_metrics(Path(config.run_dir))]
+    return checkpoint.fingerprint, checkpoint.step, lines
+
+
+def shard_processes() -> list[int]:
+    """The processes of this session's shard actors, whatever they are doing now."""
+    return [
+        child.pid for child in psutil.Process().children(recursive=True) if "ShardActor" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_training_ends_with_the_same_metrics_when_shards_are_killed_on_the_way(run_config: MakeConfig) -> None:
+    undisturbed, killed = run_config("whole", "m1"), on_ray(run_config("killed", "m2"))
+    train(undisturbed)
+    struck: list[int] = []
+
+    def kill_one_at_each_report(task: str, done: int, total: int | None = None, **_: str) -> None:
+        if task == "train" and done < 25:
+            pid = shard_processes()[done // 10 % 2]
+            os.kill(pid, signal.SIGKILL)
+            struck.append(pid)
+
+    train(killed, progress=kill_one_at_each_report)
+    assert len(set(struck)) >= 2
+    assert ended_with(killed) == ended_with(undisturbed)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_learn_together(run_config: MakeConfig) -> None:
+    config = run_config(train={"workers": 2, "epochs": 6})
+    result = train(config)
+    assert result.steps == 6 * 15
+    assert evaluate(config.run_dir).overall.path_accuracy >= 0.9
