@@ -31,9 +31,9 @@ QUESTIONS = (
     "which country is kyoto in",
     "time zone of nairobi",
     "How many people live in Toulouse?",
-    "what money do they use in thailand?",
+    "what do people pay with in thailand?",
     "Which countries border Austria?",
-    "In which country is Владивосток?",
+    "Which country is Москва in?",
     "what languages do people speak in switzerland",
     "phone code for japan",
 )
