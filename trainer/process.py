@@ -1,10 +1,11 @@
-"""Settings of the training process: threads, and an allocator that keeps what it freed."""
+"""Settings of the training process: threads, sums in one order, and an allocator that keeps what it freed."""
 
 import contextlib
 import ctypes
 import sys
 
 import torch
+import torch.utils.deterministic
 
 __all__ = ["prepare_process"]
 
@@ -13,12 +14,17 @@ _PAD_BYTES = 128 * 2**20
 
 
 def prepare_process(threads: int) -> None:
-    """Set torch's threads and tell glibc to keep freed memory for the next step.
+    """Set torch's threads, make its sums repeatable, and tell glibc to keep freed memory for the next step.
 
+    With several threads torch adds the gradients of rows that are read more than once in whatever order the threads
+    come, unless it is told not to: then equal seeds would end in different models.
     A step frees and takes tens of megabytes; by default glibc returns them to the system each time and half of the
     step is spent on page faults. Where the C library is another one, nothing is changed.
     """
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    # It would also fill all new memory, against reading what was never written: a cost without a use here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set on the module type
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL("libc.so.6").mallopt

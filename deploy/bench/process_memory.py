@@ -10,14 +10,14 @@ import psutil
 
 __all__ = ["run_measured"]
 
-SAMPLE_EVERY_S = 0.5
+SAMPLE_EVERY_S = 2.0  # reading the maps of a large process takes the kernel a while
 
 
 def run_measured(args: Sequence[str], *, cwd: Path | None = None) -> tuple[int, int]:
     """(exit status, peak bytes) of a command run to its end; all its output goes to our stderr.
 
     Peak: the largest sum, over the command and everything it started, of proportional set sizes (each page divided by
-    the processes that share it), sampled twice a second. Where the kernel does not tell it, resident sizes are added,
+    the processes that share it), sampled every two seconds. Where the kernel does not tell it, resident sizes are added,
     which counts shared pages once for each process.
     """
     peak = 0

@@ -81,6 +81,22 @@ def test_the_same_seed_gives_the_same_run_on_any_number_of_shards(run_config: Ma
     assert facts[0] == facts[1]
 
 
+def test_rows_read_by_many_questions_get_the_same_gradient_from_any_number_of_threads_every_time(
+    run_config: MakeConfig,
+) -> None:
+    # wide rows and large batches: torch shares the work among its threads only when there is enough of it
+    sections = {
+        "model": {"entity_dim": 128, "relation_dim": 128, "feature_bits": 12, "hidden": 64, "reader_hidden": 64},
+        "train": {"threads": 2, "batch_questions": 256, "max_steps": 4, "epochs": 4},
+    }
+    facts = []
+    for name in ("a", "b", "c"):
+        config = run_config(name, f"m{name}", **sections)
+        train(config)
+        facts.append(_facts_of(config))
+    assert facts[0] == facts[1] == facts[2]
+
+
 def test_another_seed_gives_another_run(run_config: MakeConfig) -> None:
     configs = [run_config("a", "ma", train={"max_steps": 3}), run_config("b", "mb", seed=1, train={"max_steps": 3})]
     for config in configs:
