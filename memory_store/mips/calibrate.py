@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.encode import COPY_DTYPES, GROUP_ROWS, CopyPrecision, encode
-from memory_store.mips.scan import BlockScan, CopyScan, Scratch, StoredScan
+from memory_store.mips.scan import FEW_QUERIES, MOST_COLUMNS, BlockScan, CopyScan, Scratch, StoredScan
 from memory_store.mips.workers import Workers
 
 # N rows, G groups of rows, D dimension, B queries
 
-__all__ = ["FEW_QUERIES", "PRECISIONS", "ScanPlan", "is_sound", "measured_plan"]
+__all__ = ["PRECISIONS", "ScanPlan", "is_sound", "measured_plan"]
 
-FEW_QUERIES = 2  # up to here, reading the rows takes the time; beyond, multiplying does
-_MANY = 128
-_PROBED_COLUMNS = (1, *range(16, 129, 16))  # the widths that a search uses
+_PROBED_COLUMNS = (1, *range(16, MOST_COLUMNS + 1, 16))  # the widths that a search uses
 _UNMEASURED_ROWS = 8192  # with so few rows any precision will do, and float32 needs no copy
 _SLICE_ROWS = 4096
 _REPEATS = 7
@@ -75,7 +73,7 @@ def _fastest(dim: int) -> ScanPlan:
     scans = {
         name: _build_scan(name, rows_ND, workers) for name in ("int8", "bfloat16", "float32") if is_sound(name, dim)
     }
-    queries_BD = rows_ND[:_MANY].astype(np.float64)
+    queries_BD = rows_ND[:MOST_COLUMNS].astype(np.float64)
     many_s = _time(scans, queries_BD, workers)
     few_s = _time(scans, queries_BD[:1], workers)
     many = min(many_s, key=lambda name: many_s[name] * (_COPY_MUST_GAIN if PRECISIONS[name].copy else 1.0))
@@ -88,7 +86,8 @@ def _fastest(dim: int) -> ScanPlan:
 def is_sound(name: str, dim: int) -> bool:
     """Whether torch's product in this precision is there, and keeps what the proof assumes of it, for this dimension.
 
-    Not every build does: without VNNI, for one, int8 products are added in 16 bits that overflow.
+    Not every build does: without VNNI, for one, int8 products are added in 16 bits that overflow. Beyond 133,000
+    values, sums overflow even 32 bits.
     """
     if name not in COPY_DTYPES:
         return True
@@ -109,7 +108,7 @@ def _hard_rows(dim: int) -> NDArray[np.float32]:
     tail_D = np.full(dim, 2.0**-9, dtype=np.float32)
     tail_D[0] = 1.0
     alike_4D = np.stack([np.ones(dim, dtype=np.float32), -np.ones(dim, dtype=np.float32), tail_D, tail_D[::-1]])
-    random_nD = np.random.default_rng(0).standard_normal((_MANY, dim), dtype=np.float32)
+    random_nD = np.random.default_rng(0).standard_normal((MOST_COLUMNS, dim), dtype=np.float32)
     return np.concatenate([np.repeat(alike_4D, GROUP_ROWS, axis=0), random_nD])[::-1].copy()
 
 

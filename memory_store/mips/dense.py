@@ -9,7 +9,7 @@ from memory_store.mips.encode import copy_rows
 from memory_store.mips.rescore import score_pairs
 from memory_store.mips.shortlist import best_of_pairs
 from memory_store.mips.workers import Workers
-from memory_store.topk import PartialTopK, merge
+from memory_store.topk import PartialTopK, merge, select
 
 # N rows, n rows in a block, D dimension, B queries, K slots, P candidate pairs
 
@@ -23,14 +23,18 @@ def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int,
     """The top k by float64 products of every row; right for any vectors and any k."""
     block_rows = max(_BLOCK_VALUES // max(vectors.dim, len(queries_BD)), 64)
     starts = iter(range(0, vectors.num_rows, block_rows))
-    nothing = best_of_pairs(_no_ints(), _no_ints(), np.empty(0), batch=len(queries_BD), k=k)
+    nothing = select(np.empty((len(queries_BD), 0), dtype=np.int64), np.empty((len(queries_BD), 0)), k)
     best = [nothing] * workers.count
 
     def work(worker: int) -> None:
+        waiting: list[PartialTopK] = []
         for start in starts:
             stop = min(start + block_rows, vectors.num_rows)
-            found = _search_block(vectors, slice(start, stop), queries_BD, k, best[worker])
-            best[worker] = merge([best[worker], found], k)
+            waiting.append(_search_block(vectors, slice(start, stop), queries_BD, k, best[worker]))
+            if sum(found.fact_ids_BK.shape[1] for found in waiting) >= k:  # a merge sorts all it is given
+                best[worker] = merge([best[worker], *waiting], k)
+                waiting.clear()
+        best[worker] = merge([best[worker], *waiting], k)
 
     workers.run(work)
     return merge(best, k)
@@ -39,7 +43,7 @@ def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int,
 def _search_block(
     vectors: ShardVectors, rows: slice, queries_BD: NDArray[np.float64], k: int, so_far: PartialTopK
 ) -> PartialTopK:
-    """The top k of a block, but only rows that come before the last of the k best found so far."""
+    """The best of a block, at most k: only rows that come before the last of the k best found so far."""
     batch, dim = queries_BD.shape
     num_rows = rows.stop - rows.start
     block_nD = np.empty((num_rows, dim), dtype=np.float32)
@@ -63,7 +67,7 @@ def _search_block(
     # Where many rows tie with the floor, most come after it by their id; sorting them would take longer than scoring.
     last_P, last_id_P = floor_B[query_P], floor_id_B[query_P]
     before_P = (score_P > last_P) | ((score_P == last_P) & (fact_id_P < last_id_P))
-    return best_of_pairs(query_P[before_P], fact_id_P[before_P], score_P[before_P], batch=batch, k=k)
+    return best_of_pairs(query_P[before_P], fact_id_P[before_P], score_P[before_P], batch=batch, k=min(k, num_rows))
 
 
 def first_copies(rows_nD: NDArray[np.float32], fact_ids_n: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
@@ -81,7 +85,3 @@ def first_copies(rows_nD: NDArray[np.float32], fact_ids_n: NDArray[np.int64], k:
     keep_n = np.empty(len(order_n), dtype=np.bool_)
     keep_n[order_n] = copy_n < k
     return keep_n
-
-
-def _no_ints() -> NDArray[np.int64]:
-    return np.empty(0, dtype=np.int64)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from memory_store.errors import UnknownIndex
 from memory_store.mips.base import ShardVectors, check_queries
-from memory_store.mips.calibrate import FEW_QUERIES, PRECISIONS, ScanPlan, is_sound, measured_plan
+from memory_store.mips.calibrate import PRECISIONS, ScanPlan, is_sound, measured_plan
 from memory_store.mips.dense import search_dense
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS, encode, padded
-from memory_store.mips.scan import BlockScan, CopyScan, Scratch, StoredScan
+from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, Scratch, StoredScan
 from memory_store.mips.shortlist import GroupUpperBounds, Settled, settle
 from memory_store.mips.workers import Workers
 from memory_store.topk import NO_FACT, PartialTopK
@@ -23,10 +23,10 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 __all__ = ["ExactIndex", "SearchCounts", "build_exact"]
 
-_MOST_COLUMNS = 128  # queries scanned at once: bound by arithmetic already, and 32 MiB hold the bounds of 1M rows
 _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
+_MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
 
 
@@ -92,8 +92,7 @@ class ExactIndex:
         if k * _ROWS_PER_SLOT <= self._vectors.num_rows:
             for name in self.plan.levels(len(pending)):
                 pending = self._answer_by_scan(name, wide_BD, k, pending, answer)
-        for start in range(0, len(pending), _MOST_COLUMNS):
-            chunk = pending[start : start + _MOST_COLUMNS]
+        for chunk in _chunks(pending, _at_most(MOST_COLUMNS, k)):
             _fill(answer, chunk, search_dense(self._vectors, wide_BD[chunk], k, self._workers))
         with self._lock:
             self._queries += len(wide_BD)
@@ -114,8 +113,9 @@ class ExactIndex:
             workspace, self._idle_workspace = self._idle_workspace or _Workspace(self._workers.count), None
         unproven = [pending[:0]]
         looked_at_rows = 0
-        for chunk in _column_chunks(pending):
-            for part, settled in self._scan_chunk(self._scans[name], queries_BD[chunk], k, workspace):
+        scan = self._scans[name]
+        for chunk in _chunks(pending, _at_most(scan.most_columns(len(pending)), k)):
+            for part, settled in self._scan_chunk(scan, queries_BD[chunk], k, workspace):
                 _fill(answer, chunk[part], settled.answer)
                 unproven.append(chunk[part][~settled.settled_b])
                 looked_at_rows += settled.looked_at_rows
@@ -199,12 +199,14 @@ def build_exact(vectors: ShardVectors, options: Mapping[str, str], threads: int)
     return ExactIndex(vectors, PRECISIONS[scan if is_sound(scan, vectors.dim) else "float32"], workers)
 
 
-def _column_chunks(pending: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    width = (
-        1 if len(pending) <= FEW_QUERIES else _MOST_COLUMNS
-    )  # a scan with one query is more than twice as fast as with two
+def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(pending), width):
         yield pending[start : start + width]
+
+
+def _at_most(columns: int, k: int) -> int:
+    """Fewer columns where k is so large that the rows to score would not fit in memory for all of them."""
+    return max(min(columns, _MOST_PAIRS // k), 1)
 
 
 def _padded_columns(batch: int) -> int:

@@ -86,7 +86,7 @@ class GroupScorer:
         dim, num_rows = self._vectors.dim, self._vectors.num_rows
         order_P = np.argsort(group_P)  # rows that lie together are gathered together, whichever query asks
         row_Pg = group_P[order_P, None] * GROUP_ROWS + np.arange(GROUP_ROWS)
-        narrow_PD = self._narrow_BD[torch.from_numpy(query_P[order_P])]
+        ordered_query_P = torch.from_numpy(query_P[order_P])
         ordered_Pg = torch.empty(row_Pg.shape, dtype=torch.float32)
         groups_at_once = _PAIRS_AT_ONCE // GROUP_ROWS
         for start in range(0, len(query_P), groups_at_once):
@@ -95,7 +95,7 @@ class GroupScorer:
             products_PgD = torch.from_numpy(self._vectors.gather(rows_n)).view(-1, GROUP_ROWS, dim)
             if self._row_scale != 1:
                 products_PgD *= self._row_scale
-            products_PgD *= narrow_PD[part].unsqueeze(1)
+            products_PgD *= self._narrow_BD[ordered_query_P[part]].unsqueeze(1)
             torch.sum(products_PgD, dim=2, out=ordered_Pg[part])
         scores_Pg = np.empty(row_Pg.shape)
         scores_Pg[order_P] = np.where(row_Pg < num_rows, ordered_Pg.numpy(), -np.inf)

@@ -14,8 +14,10 @@ from memory_store.mips.encode import BAND_ROWS, COPY_DTYPES, GROUP_ROWS, CopyPre
 
 # N rows, n rows and g groups in a block, G groups in all, D dimension, B queries (columns of a scan)
 
-__all__ = ["BlockScan", "CopyScan", "ScanQueries", "Scratch", "StoredScan"]
+__all__ = ["FEW_QUERIES", "MOST_COLUMNS", "BlockScan", "CopyScan", "ScanQueries", "Scratch", "StoredScan"]
 
+FEW_QUERIES = 2  # up to here, reading the rows takes the time of a scan; beyond, multiplying does
+MOST_COLUMNS = 128  # queries scanned at once: bound by arithmetic already, and 32 MiB hold the bounds of 1M rows
 _PRODUCTS = 2**20  # products of one block: 4 MiB of results, read again at once for their maxima
 _MOST_ROWS = 2**16
 _STORED_VALUES = 2**18  # values of one block that are copied out of the mapped files first: 1 MiB
@@ -74,6 +76,10 @@ class BlockScan(ABC):
         """Rows that are best scanned at once: whole bands, and no more than at_most, rounded up."""
         return _whole_bands(min(_PRODUCTS // columns, _MOST_ROWS, at_most))
 
+    def most_columns(self, batch: int) -> int:
+        """How many of the queries of a batch are best scanned at once."""
+        return MOST_COLUMNS
+
     @abstractmethod
     def prepare(self, queries_BD: NDArray[np.float64]) -> ScanQueries:
         """Bring non-zero queries (zero ones are allowed as padding) into the precision of the scan."""
@@ -108,6 +114,10 @@ class CopyScan(BlockScan):
     @property
     def nbytes(self) -> int:
         return super().nbytes + self._rows_ND.nbytes
+
+    def most_columns(self, batch: int) -> int:
+        # An int8 product with one column has a kernel of its own, three times as fast as the one for 2 to 16 columns.
+        return 1 if self.name == "int8" and batch <= FEW_QUERIES else MOST_COLUMNS
 
     def prepare(self, queries_BD: NDArray[np.float64]) -> ScanQueries:
         peak_B = np.abs(queries_BD).max(axis=1, initial=0.0)
