@@ -18,7 +18,7 @@ from memory_store.storage import Storage
 from pipeline.sources.questions import read_questions
 from trainer.data import Paths, Questions
 from trainer.encoders.base import Encoder
-from trainer.metrics import wilson
+from trainer.metrics import of_mean, wilson
 from trainer.run import open_run
 
 # Q questions, K facts retrieved per question, G gold facts of a question (padded with -1)
@@ -31,21 +31,26 @@ _READ_COLUMNS = ("fact_id", "subject_id", "subject", "relation", "object_ids")
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Shares in [0, 1] of `questions` questions. The interval is the 95 % Wilson interval of path_accuracy.
+    """Shares in [0, 1] of `questions` questions.
 
     path_accuracy: the fact read has the question's subject and relation. fact_accuracy: it is a gold fact (the same
     thing where facts are grouped by relation). answer_accuracy: it leads to the question's answer, by whatever path.
     recall: a gold fact is among the K retrieved. mrr: mean of 1 / rank of the first gold fact, 0 beyond K.
+    intervals: of each of these, by name, the 95 % interval (Wilson's for shares, the normal one for the mean).
     """
 
     questions: int
     path_accuracy: float
-    low: float
-    high: float
     fact_accuracy: float
     answer_accuracy: float
     recall: float
     mrr: float
+    intervals: Mapping[str, tuple[float, float]]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of path_accuracy."""
+        return self.intervals["path_accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +90,10 @@ class Evaluation:
         header = f"{'':{width}}  {'asked':>6}  {'path':>6}  {'95 % interval':>15}  {'answer':>6}  "
         lines = [f"{header}{f'recall@{self.k}':>9}  {'MRR':>5}"]
         for name, score in [("all relations", self.overall), *shown]:
+            low, high = score.interval
             lines.append(
                 f"{name:{width}}  {score.questions:6,}  {100 * score.path_accuracy:5.1f}%  "
-                f"{100 * score.low:5.1f}% - {100 * score.high:4.1f}%  {100 * score.answer_accuracy:5.1f}%  "
+                f"{100 * low:5.1f}% - {100 * high:4.1f}%  {100 * score.answer_accuracy:5.1f}%  "
                 f"{100 * score.recall:8.1f}%  {score.mrr:5.3f}"
             )
         return "\n".join(lines)
@@ -177,17 +183,19 @@ def _leads_to(object_ids: pa.ChunkedArray, answer: pa.ChunkedArray) -> NDArray[n
 
 
 def _score(judged: dict[str, NDArray[Any]]) -> Score:
-    asked, right = len(judged["path"]), int(judged["path"].sum())
-    low, high = wilson(right, asked)
+    asked = len(judged["path"])
+    shares = {
+        "path_accuracy": judged["path"],
+        "fact_accuracy": judged["fact"],
+        "answer_accuracy": judged["answer"],
+        "recall": judged["recall"],
+    }
+    intervals = {name: wilson(int(value_Q.sum()), asked) for name, value_Q in shares.items()}
     return Score(
         questions=asked,
-        path_accuracy=right / asked,
-        low=low,
-        high=high,
-        fact_accuracy=float(judged["fact"].mean()),
-        answer_accuracy=float(judged["answer"].mean()),
-        recall=float(judged["recall"].mean()),
+        **{name: float(value_Q.mean()) for name, value_Q in shares.items()},
         mrr=float(judged["mrr"].mean()),
+        intervals=intervals | {"mrr": of_mean(judged["mrr"])},
     )
 
 

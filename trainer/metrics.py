@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsStream", "read_metrics", "wilson"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MetricsStream", "of_mean", "read_metrics", "wilson"]
 
 
 def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
@@ -17,6 +20,14 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / asked + spread / (4 * asked)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def of_mean(values: NDArray[np.floating], z: float = 1.96) -> tuple[float, float]:
+    """The normal 95 % interval of a mean of values in [0, 1]; (0, 1) for fewer than two."""
+    if len(values) < 2:
+        return 0.0, 1.0
+    half = z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return max(0.0, float(values.mean()) - half), min(1.0, float(values.mean()) + half)
 
 
 class MetricsStream:

@@ -17,8 +17,8 @@ def run_measured(args: Sequence[str], *, cwd: Path | None = None) -> tuple[int, 
     """(exit status, peak bytes) of a command run to its end; all its output goes to our stderr.
 
     Peak: the largest sum, over the command and everything it started, of proportional set sizes (each page divided by
-    the processes that share it), sampled every two seconds. Where the kernel does not tell it, resident sizes are added,
-    which counts shared pages once for each process.
+    the processes that share it), sampled every two seconds. Where the kernel does not tell it, resident sizes are
+    added, which counts shared pages once for each process.
     """
     peak = 0
     with subprocess.Popen(args, cwd=cwd, stdout=sys.stderr.fileno()) as process:

@@ -90,13 +90,14 @@ def command(console: Console, data: Path, memory: str, backend: str, shards: int
     """Train on SimpleQuestions and evaluate on its validation split: accuracy, time, peak memory of all processes."""
     result = run_simplequestions_bench(data, memory=memory, backend=backend, shards=shards, settings=settings)
     overall = result["overall"]
+    low, high = overall["intervals"]["path_accuracy"]
 
     def show() -> None:
         console.pairs(
             {
                 "memory": f"freebase-{memory}, {shards} shards, {backend}",
                 "path accuracy": f"{overall['path_accuracy']:.2%} of {overall['questions']:,} validation questions "
-                f"(95 % interval {overall['low']:.2%} to {overall['high']:.2%})",
+                f"(95 % interval {low:.2%} to {high:.2%})",
                 f"recall@{result['k']}": f"{overall['recall']:.2%}",
                 "ingest, embed, train": duration(result["train_seconds"]),
                 "evaluate": duration(result["evaluate_seconds"]),

@@ -143,11 +143,11 @@ class _Demo:
         with self._step("evaluate", "Evaluate: questions in words, about places, that were held out of training"):
             found = evaluate(str(self.run), "test", progress=self.console.progress)
         score = found.overall
-        self.story["accuracy"] = {"path": score.path_accuracy, "low": score.low, "high": score.high}
+        self.story["accuracy"] = {"path": score.path_accuracy, "low": score.interval[0], "high": score.interval[1]}
         self.story["questions"] = score.questions
         self._say(
             f"{100 * score.path_accuracy:.1f} % of {score.questions:,} read the right fact first "
-            f"(95 % interval {100 * score.low:.1f} - {100 * score.high:.1f}); "
+            f"(95 % interval {100 * score.interval[0]:.1f} - {100 * score.interval[1]:.1f}); "
             f"it is among the first {found.k} for {100 * score.recall:.1f} %"
         )
 

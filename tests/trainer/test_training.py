@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memory_store.errors import ConfigError, MemoryNotFound
@@ -20,7 +21,7 @@ from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
 from trainer.evaluation import Evaluation, evaluate
 from trainer.loop import train
-from trainer.metrics import read_metrics, wilson
+from trainer.metrics import of_mean, read_metrics, wilson
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -206,3 +207,9 @@ def test_wilson_intervals_are_those_of_the_textbook() -> None:
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(10, 10)[1] == 1.0
+
+
+def test_the_interval_of_a_mean_narrows_with_the_questions_and_holds_the_mean() -> None:
+    few, many = np.array([0.0, 1.0, 0.5, 0.5]), np.tile([0.0, 1.0, 0.5, 0.5], 100)
+    assert 0.0 <= of_mean(few)[0] < of_mean(many)[0] < 0.5 < of_mean(many)[1] < of_mean(few)[1] <= 1.0
+    assert of_mean(np.array([1.0])) == (0.0, 1.0)
