@@ -20,6 +20,7 @@ from deploy.jobs.train import overrides_of
 from deploy.options import examples, json_option
 
 if TYPE_CHECKING:
+    from memory_store.manifest import Manifest
     from trainer.config import RunConfig
 
 __all__ = ["QUESTIONS", "command"]
@@ -108,6 +109,11 @@ class _Demo:
         from pipeline.ingest import ingest
 
         with self._step("ingest", "Ingest: raw facts, checked, grouped, merged, on Ray Data"):
+            trained = self.trained()
+            if trained is not None:  # ingesting again could only move the memory away from what the run knows
+                self.story["facts"] = trained.fact_count
+                self._say(f"{trained.fact_count:,} facts are in {self.memory} already")
+                return
             summary = ingest(
                 config.data.facts, config.memory.url, backend="ray", workers=SHARDS, progress=self.console.progress
             )
@@ -129,11 +135,18 @@ class _Demo:
             + (f"; went on from step {result.resumed_from:,}" if result.resumed_from else "")
         )
 
-    def inspect(self) -> None:
+    def trained(self) -> Manifest | None:
+        """The generation that the run's newest checkpoint names; None before there is one."""
         from memory_store.manifest import read_manifest
         from memory_store.storage import Storage
+        from trainer.checkpoint import newest_checkpoint
 
-        manifest = read_manifest(Storage(str(self.memory)))
+        checkpoint = newest_checkpoint(Storage(str(self.run)))
+        return None if checkpoint is None else read_manifest(Storage(str(self.memory)), checkpoint.generation)
+
+    def inspect(self) -> None:
+        manifest = self.trained()
+        assert manifest is not None, "a run that ended left a checkpoint"
         self.story["generation"] = manifest.generation
         self._say(f"generation {manifest.generation}: every fact is a vector of {manifest.dim} {manifest.dtype} values")
 
