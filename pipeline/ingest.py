@@ -171,7 +171,8 @@ class _Run:
         """The receipts of all segments, in the order of the sources."""
         pieces = self.plan.pieces
         answers: dict[int, list[Staged]] = {}
-        with closing(self.steps(lambda: partial(stage_piece, self.plan.job), pieces)) as running:
+        job = self.plan.job  # what goes to other processes must not hold on to self, whose progress stays here
+        with closing(self.steps(lambda: partial(stage_piece, job), pieces)) as running:
             for number, staged in running:
                 answers[number] = staged
                 rows = sum(receipt.triples for receipts in answers.values() for receipt in receipts)
