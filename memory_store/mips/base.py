@@ -39,14 +39,16 @@ class ShardVectors:
         """Row number of each chunk's first row, and N at the end."""
         return np.concatenate([[0], np.cumsum([len(chunk) for chunk in self.chunks])]).astype(np.int64)
 
-    def gather(self, rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Copy rows [C] out as float32 [C, D], in the order asked."""
-        out_CD = np.empty((len(rows_C), self.dim), dtype=np.float32)
-        if (rows_C[1:] < rows_C[:-1]).any():
-            order_C = np.argsort(rows_C, kind="stable")
+    def gather(self, rows_C: NDArray[np.int64], out_CD: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Copy rows [C] out as float32 [C, D], in the order asked; into out_CD if given."""
+        if out_CD is None:
+            out_CD = np.empty((len(rows_C), self.dim), dtype=np.float32)
+        chunk_C = np.searchsorted(self.starts, rows_C, side="right") - 1
+        if (chunk_C[1:] < chunk_C[:-1]).any():
+            order_C = np.argsort(chunk_C, kind="stable")
             out_CD[order_C] = self.gather(rows_C[order_C])
             return out_CD
-        ends = np.searchsorted(rows_C, self.starts)
+        ends = np.searchsorted(chunk_C, np.arange(len(self.chunks) + 1))
         for number in map(int, np.flatnonzero(ends[1:] > ends[:-1])):
             piece_CD = out_CD[ends[number] : ends[number + 1]]
             piece_rows_C = rows_C[ends[number] : ends[number + 1]] - self.starts[number]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.encode import COPY_DTYPES, GROUP_ROWS, CopyPrecision, encode
-from memory_store.mips.scan import FEW_QUERIES, MOST_COLUMNS, BlockScan, CopyScan, Scratch, StoredScan
+from memory_store.mips.scan import FEW_QUERIES, MOST_COLUMNS, BlockScan, CopyScan, StoredScan
+from memory_store.mips.scratch import Scratch
 from memory_store.mips.workers import Workers
 
 # N rows, G groups of rows, D dimension, B queries

@@ -14,7 +14,8 @@ from memory_store.mips.base import ShardVectors, check_queries
 from memory_store.mips.calibrate import PRECISIONS, ScanPlan, is_sound, measured_plan
 from memory_store.mips.dense import search_dense
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS, encode, padded
-from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, Scratch, StoredScan
+from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, StoredScan
+from memory_store.mips.scratch import Scratch
 from memory_store.mips.shortlist import GroupUpperBounds, Settled, settle
 from memory_store.mips.workers import Workers
 from memory_store.topk import NO_FACT, PartialTopK
@@ -167,6 +168,7 @@ class ExactIndex:
                     k,
                     upper_bounds.of_queries(part),
                     longest=scan.longest,
+                    scratch=workspace.of_worker[worker],
                     more_groups=_MORE_GROUPS * k,
                     most_groups=_MORE_GROUPS * k + num_groups // _MOST_SHARE,
                 )

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import float32_error, scale_exponent
 from memory_store.mips.encode import GROUP_ROWS
+from memory_store.mips.scratch import Scratch
 
-# D dimension, B queries, P pairs of a query and a row or a group of rows, g rows in a group
+# D dimension, B queries, P pairs of a query and a row or a group of rows, p of them at once, g rows in a group
 
 __all__ = ["GroupScorer", "ScoredRows", "score_pairs"]
 
-_PAIRS_AT_ONCE = 2048  # 2048 rows of 128 values keep the products inside a 2 MiB cache
+_VALUES_AT_ONCE = 2**20  # few large steps: two workers that hand Python's lock to and fro lose more than a cache gains
 _SAFE_EXPONENT = 40  # norms within 2^+-40 can be multiplied in float32 as they are
 
 
@@ -30,11 +31,17 @@ def score_pairs(
     contiguous row, whose order depends on D alone. Identical rows thus get bit-identical scores, wherever they lie.
     """
     scores_P = np.empty(len(rows_P), dtype=np.float64)
-    for start in range(0, len(rows_P), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        products_PD = vectors.gather(rows_P[part]).astype(np.float64)
-        products_PD *= queries_BD[query_P[part]]
-        products_PD.sum(axis=1, out=scores_P[part])
+    pairs_at_once = min(max(_VALUES_AT_ONCE // vectors.dim, 1), max(len(rows_P), 1))
+    # Buffers are taken once: memory that is new to the process costs more than the arithmetic.
+    rows_pD = np.empty((pairs_at_once, vectors.dim), dtype=np.float32)
+    factors_pD = np.empty((pairs_at_once, vectors.dim), dtype=np.float64)
+    products_pD = np.empty((pairs_at_once, vectors.dim), dtype=np.float64)
+    for start in range(0, len(rows_P), pairs_at_once):
+        part = slice(start, start + pairs_at_once)
+        count = len(rows_P[part])
+        products_pD[:count] = vectors.gather(rows_P[part], rows_pD[:count])
+        products_pD[:count] *= queries_BD.take(query_P[part], axis=0, out=factors_pD[:count], mode="clip")
+        products_pD[:count].sum(axis=1, out=scores_P[part])
     return scores_P
 
 
@@ -50,9 +57,12 @@ class ScoredRows:
 class GroupScorer:
     """Finds, in groups of rows, those that may reach a score: by float32 scores first, and their proven error."""
 
-    def __init__(self, vectors: ShardVectors, queries_BD: NDArray[np.float64], longest: float) -> None:
+    def __init__(
+        self, vectors: ShardVectors, queries_BD: NDArray[np.float64], longest: float, scratch: Scratch
+    ) -> None:
         """longest: no row's norm exceeds it."""
         exponent = scale_exponent(longest)
+        self._scratch = scratch
         self._vectors = vectors
         self._queries_BD = queries_BD
         self._row_scale = 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0**-exponent
@@ -88,14 +98,19 @@ class GroupScorer:
         row_Pg = group_P[order_P, None] * GROUP_ROWS + np.arange(GROUP_ROWS)
         ordered_query_P = torch.from_numpy(query_P[order_P])
         ordered_Pg = torch.empty(row_Pg.shape, dtype=torch.float32)
-        groups_at_once = _PAIRS_AT_ONCE // GROUP_ROWS
+        groups_at_once = min(max(_VALUES_AT_ONCE // (dim * GROUP_ROWS), 1), max(len(query_P), 1))
+        rows_nD = self._scratch.take("rows", (groups_at_once * GROUP_ROWS, dim), torch.float32)
+        factors_pD = self._scratch.take("factors", (groups_at_once, dim), torch.float32)
         for start in range(0, len(query_P), groups_at_once):
             part = slice(start, start + groups_at_once)
             rows_n = row_Pg[part].ravel().clip(max=num_rows - 1)
-            products_PgD = torch.from_numpy(self._vectors.gather(rows_n)).view(-1, GROUP_ROWS, dim)
+            gathered_nD = rows_nD[: len(rows_n)]
+            self._vectors.gather(rows_n, gathered_nD.numpy())
             if self._row_scale != 1:
-                products_PgD *= self._row_scale
-            products_PgD *= self._narrow_BD[ordered_query_P[part]].unsqueeze(1)
+                gathered_nD *= self._row_scale
+            products_PgD = gathered_nD.view(-1, GROUP_ROWS, dim)
+            query_pD = torch.index_select(self._narrow_BD, 0, ordered_query_P[part], out=factors_pD[: len(products_PgD)])
+            products_PgD *= query_pD.unsqueeze(1)
             torch.sum(products_PgD, dim=2, out=ordered_Pg[part])
         scores_Pg = np.empty(row_Pg.shape)
         scores_Pg[order_P] = np.where(row_Pg < num_rows, ordered_Pg.numpy(), -np.inf)

@@ -11,10 +11,11 @@ from torch import Tensor
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import GroupBounds, QueryBounds, float32_error, scale_exponent
 from memory_store.mips.encode import BAND_ROWS, COPY_DTYPES, GROUP_ROWS, CopyPrecision, copy_rows
+from memory_store.mips.scratch import Scratch
 
 # N rows, n rows and g groups in a block, G groups in all, D dimension, B queries (columns of a scan)
 
-__all__ = ["FEW_QUERIES", "MOST_COLUMNS", "BlockScan", "CopyScan", "ScanQueries", "Scratch", "StoredScan"]
+__all__ = ["FEW_QUERIES", "MOST_COLUMNS", "BlockScan", "CopyScan", "ScanQueries", "StoredScan"]
 
 FEW_QUERIES = 2  # up to here, reading the rows takes the time of a scan; beyond, multiplying does
 MOST_COLUMNS = 128  # queries scanned at once: bound by arithmetic already, and 32 MiB hold the bounds of 1M rows
@@ -29,25 +30,6 @@ class ScanQueries:
 
     matrix_DB: Tensor
     bounds: QueryBounds
-
-
-class Scratch:
-    """Buffers of one worker, kept from block to block and from search to search."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor over the buffer of this name, which grows to the largest size asked for."""
-        needed = shape[0] * shape[1]
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.dtype != dtype or buffer.numel() < needed:
-            buffer = self._buffers[name] = torch.empty(needed, dtype=dtype)
-        return buffer[:needed].view(shape)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._buffers.values())
 
 
 class BlockScan(ABC):

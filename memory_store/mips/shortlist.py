@@ -10,6 +10,7 @@ from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import round_down_float32
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS
 from memory_store.mips.rescore import GroupScorer, ScoredRows
+from memory_store.mips.scratch import Scratch
 from memory_store.topk import NO_FACT, PartialTopK, merge
 
 # G groups of rows in a band, S bands, b queries, K slots, m groups per query, P pairs of a query and a group or row
@@ -51,6 +52,7 @@ def settle(
     bounds: GroupUpperBounds,
     *,
     longest: float,
+    scratch: Scratch,
     more_groups: int,
     most_groups: int,
 ) -> Settled:
@@ -63,13 +65,13 @@ def settle(
     more_groups groups are scored to raise the floor, once. longest: no row's norm exceeds it. The index holds at least
     k + more_groups groups.
     """
-    shortlist = _Shortlist(vectors, queries_bD, k, bounds, longest)
+    shortlist = _Shortlist(vectors, queries_bD, k, bounds, longest, scratch)
     shortlist.score_first()
     settled_b = shortlist.score_reaching(most_groups)
     answer, looked_at_groups = shortlist.answer, shortlist.looked_at_groups
     if not settled_b.all():
         left_b = ~settled_b
-        again = _Shortlist(vectors, queries_bD[left_b], k, bounds.of_queries(left_b), longest)
+        again = _Shortlist(vectors, queries_bD[left_b], k, bounds.of_queries(left_b), longest, scratch)
         again.answer = _rows_of(answer, left_b)
         again.score_highest(more_groups)
         settled_b[left_b] = again.score_reaching(most_groups)
@@ -82,7 +84,13 @@ class _Shortlist:
     """A batch of queries on the way to its answers: the best rows found so far, and the bounds of groups not scored."""
 
     def __init__(
-        self, vectors: ShardVectors, queries_bD: NDArray[np.float64], k: int, bounds: GroupUpperBounds, longest: float
+        self,
+        vectors: ShardVectors,
+        queries_bD: NDArray[np.float64],
+        k: int,
+        bounds: GroupUpperBounds,
+        longest: float,
+        scratch: Scratch,
     ) -> None:
         self.answer = PartialTopK(
             fact_ids_BK=np.full((len(queries_bD), k), NO_FACT), scores_BK=np.full((len(queries_bD), k), -np.inf)
@@ -91,7 +99,7 @@ class _Shortlist:
         self._batch, self._k = len(queries_bD), k
         self._fact_ids_N = vectors.fact_ids_N
         self._bounds = bounds
-        self._scorer = GroupScorer(vectors, queries_bD, longest)
+        self._scorer = GroupScorer(vectors, queries_bD, longest, scratch)
 
     def score_first(self) -> None:
         """Score the k groups of highest bounds, which sets the floor: the k-th best score so far."""

@@ -10,7 +10,8 @@ from memory_store.mips.calibrate import PRECISIONS, is_sound, measured_plan
 from memory_store.mips.encode import GROUP_ROWS, encode
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.registry import build_index
-from memory_store.mips.scan import BlockScan, CopyScan, Scratch, StoredScan
+from memory_store.mips.scan import BlockScan, CopyScan, StoredScan
+from memory_store.mips.scratch import Scratch
 from memory_store.mips.workers import Workers
 
 
