@@ -59,6 +59,26 @@ class ShardVectors:
                 piece_CD[...] = chunk[piece_rows_C]
         return out_CD
 
+    def gather_groups(self, groups_P: NDArray[np.int64], size: int, out_nD: NDArray[np.float32]) -> None:
+        """Copy groups of rows, ascending, into out_nD [P * size, D]; rows past the last one repeat it.
+
+        Group g is the rows g * size to (g + 1) * size. Each is copied at once where it lies in one chunk.
+        """
+        whole_P = np.zeros(len(groups_P), dtype=np.bool_)
+        out_Pv = out_nD.reshape(len(groups_P), size * self.dim)
+        for number, chunk in enumerate(self.chunks):
+            start, stop = map(int, self.starts[number : number + 2])
+            first, last = -(-start // size), stop // size
+            here = slice(*np.searchsorted(groups_P, [first, max(last, first)]))
+            if here.start < here.stop and chunk.dtype == np.float32 and chunk.flags.c_contiguous:
+                chunk_gv = chunk[first * size - start : last * size - start].reshape(last - first, size * self.dim)
+                chunk_gv.take(groups_P[here] - first, axis=0, out=out_Pv[here], mode="clip")
+                whole_P[here] = True
+        rest_P = np.flatnonzero(~whole_P)
+        if len(rest_P):
+            rows_n = (groups_P[rest_P, None] * size + np.arange(size)).ravel()
+            out_Pv[rest_P] = self.gather(np.minimum(rows_n, self.num_rows - 1)).reshape(len(rest_P), size * self.dim)
+
 
 class MipsIndex(Protocol):
     """Maximum inner product search over the rows of one shard."""

@@ -95,25 +95,26 @@ class GroupScorer:
         """Scores of the rows of each group in float32, [P, g], in units of the query; -inf past the last row."""
         dim, num_rows = self._vectors.dim, self._vectors.num_rows
         order_P = np.argsort(group_P)  # rows that lie together are gathered together, whichever query asks
-        row_Pg = group_P[order_P, None] * GROUP_ROWS + np.arange(GROUP_ROWS)
+        ordered_group_P = group_P[order_P]
         ordered_query_P = torch.from_numpy(query_P[order_P])
-        ordered_Pg = torch.empty(row_Pg.shape, dtype=torch.float32)
+        ordered_Pg = torch.empty((len(query_P), GROUP_ROWS), dtype=torch.float32)
         groups_at_once = min(max(_VALUES_AT_ONCE // (dim * GROUP_ROWS), 1), max(len(query_P), 1))
         rows_nD = self._scratch.take("rows", (groups_at_once * GROUP_ROWS, dim), torch.float32)
         factors_pD = self._scratch.take("factors", (groups_at_once, dim), torch.float32)
         for start in range(0, len(query_P), groups_at_once):
             part = slice(start, start + groups_at_once)
-            rows_n = row_Pg[part].ravel().clip(max=num_rows - 1)
-            gathered_nD = rows_nD[: len(rows_n)]
-            self._vectors.gather(rows_n, gathered_nD.numpy())
+            gathered_nD = rows_nD[: len(ordered_group_P[part]) * GROUP_ROWS]
+            self._vectors.gather_groups(ordered_group_P[part], GROUP_ROWS, gathered_nD.numpy())
             if self._row_scale != 1:
                 gathered_nD *= self._row_scale
             products_PgD = gathered_nD.view(-1, GROUP_ROWS, dim)
             query_pD = torch.index_select(self._narrow_BD, 0, ordered_query_P[part], out=factors_pD[: len(products_PgD)])
             products_PgD *= query_pD.unsqueeze(1)
             torch.sum(products_PgD, dim=2, out=ordered_Pg[part])
-        scores_Pg = np.empty(row_Pg.shape)
-        scores_Pg[order_P] = np.where(row_Pg < num_rows, ordered_Pg.numpy(), -np.inf)
+        scores_Pg = np.empty(ordered_Pg.shape)
+        scores_Pg[order_P] = ordered_Pg.numpy()
+        past_Pg = group_P[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS) >= num_rows
+        scores_Pg[past_Pg] = -np.inf
         return scores_Pg
 
     def _score(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], near_Pg: NDArray[np.bool_]) -> ScoredRows:

@@ -29,6 +29,7 @@ class FeatureTable(nn.Module):
         self.register_buffer("weight_VW", weight_VW.contiguous())
         self.learning_rate = learning_rate
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._place_V: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.weight_VW)
@@ -40,16 +41,31 @@ class FeatureTable(nn.Module):
     def lookup(self, row_X: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """(rows, place): rows[place] are the rows asked for.
 
-        With gradients on, rows are the distinct ones [U, W], a leaf that collects their gradient; otherwise they are
-        the table itself, nothing is copied.
+        With gradients on, rows are the distinct ones [U, W], a leaf that collects their gradient. Without, or where so
+        many are asked for that they may well be all, they are the table itself, and nothing is copied.
         """
         if not (torch.is_grad_enabled() and self.training):
             return self.weight_VW, torch.from_numpy(row_X)
-        distinct_U, place_X = np.unique(row_X, return_inverse=True)
+        if len(row_X) >= len(self):
+            rows_VW = self.weight_VW.detach().requires_grad_()
+            self._pending.append((torch.arange(len(self)), rows_VW))
+            return rows_VW, torch.from_numpy(row_X)
+        distinct_U, place_X = self._distinct(row_X)
         index_U = torch.from_numpy(distinct_U)
-        rows_UW = self.weight_VW[index_U].requires_grad_()
+        rows_UW = torch.index_select(self.weight_VW, 0, index_U).requires_grad_()
         self._pending.append((index_U, rows_UW))
         return rows_UW, torch.from_numpy(place_X)
+
+    def _distinct(self, row_X: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """np.unique with its inverse, without sorting: one mark for each row of the table."""
+        if self._place_V is None:
+            self._place_V = np.full(len(self), -1, dtype=np.int64)
+        self._place_V[row_X] = 0
+        distinct_U = np.flatnonzero(self._place_V >= 0)
+        self._place_V[distinct_U] = np.arange(len(distinct_U))
+        place_X = self._place_V[row_X]
+        self._place_V[distinct_U] = -1
+        return distinct_U, place_X
 
     def take_gradients(self) -> tuple[Tensor, Tensor] | None:
         """(row numbers [U] ascending, gradient [U, W]) collected since the last call; lookups of one row are summed."""
@@ -82,12 +98,16 @@ class RowAdagrad:
                 continue
             index_U, grad_UW = taken
             accumulator_V = self.accumulator[name]
+            if len(index_U) == len(table):  # ascending and distinct, so these are all rows in their order
+                accumulator_V.add_(grad_UW.square().mean(dim=1))
+                scale_V1 = accumulator_V.add(1e-16).rsqrt_().unsqueeze(1)
+                table.weight_VW.addcmul_(grad_UW, scale_V1, value=-rate * table.learning_rate)
+                continue
             sum_U = accumulator_V[index_U].add_(grad_UW.square().mean(dim=1))
             accumulator_V[index_U] = sum_U
             scale_U1 = sum_U.add(1e-16).rsqrt_().unsqueeze(1)
-            table.weight_VW[index_U] = table.weight_VW[index_U].addcmul_(
-                grad_UW, scale_U1, value=-rate * table.learning_rate
-            )
+            rows_UW = torch.index_select(table.weight_VW, 0, index_U)
+            _put(table.weight_VW, index_U, rows_UW.addcmul_(grad_UW, scale_U1, value=-rate * table.learning_rate))
 
     def take_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
         """All gradients that the tables collected, by table name; for averaging among workers."""
@@ -103,5 +123,11 @@ def sum_rows(indexes: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Te
     distinct_U = np.unique(np.concatenate([index.numpy() for index in indexes]))
     total_UW = torch.zeros(len(distinct_U), gradients[0].shape[1])
     for index, gradient in zip(indexes, gradients, strict=True):
-        total_UW[torch.from_numpy(np.searchsorted(distinct_U, index.numpy()))] += gradient
+        place = torch.from_numpy(np.searchsorted(distinct_U, index.numpy()))
+        _put(total_UW, place, torch.index_select(total_UW, 0, place).add_(gradient))
     return torch.from_numpy(distinct_U), total_UW
+
+
+def _put(table_VW: Tensor, index_U: Tensor, rows_UW: Tensor) -> None:
+    """table_VW[index_U] = rows_UW for distinct rows; numpy writes in order, torch would first sort to be repeatable."""
+    table_VW.numpy()[index_U.numpy()] = rows_UW.numpy()
