@@ -31,6 +31,10 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "how big is the population of {x}?", "population of {x}", "how many residents are there in {x}?",
         "tell me how many people there are in {x}", "{x} is home to how many people?",
         "what is the number of inhabitants of {x}?", "how large is {x} in terms of people?",
+        "how many people are there in {x}?", "tell me the population of {x}", "how many people are in {x}?",
+        "give me the number of people living in {x}", "tell me how many inhabitants {x} has",
+        "what is the head count of {x}?", "how many people does {x} have?", "do you know how many people live in {x}?",
+        "{x}'s number of residents", "what number of people call {x} home?", "how many souls live in {x}?",
     ),
     "coordinates": (
         "where exactly is {x} on the map?", "what are the coordinates of {x}?",
