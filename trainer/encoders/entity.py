@@ -100,20 +100,22 @@ def _join_names(unit_ME: Tensor, strength_M1: Tensor, name_bounds: NDArray[np.in
     names_S = np.diff(name_bounds)
     if (names_S == 1).all():
         return unit_ME * strength_M1
-    pieces, owners = [], []
-    for count in np.unique(names_S):
-        subject_P = np.flatnonzero(names_S == count)
-        owners.append(subject_P)
+    # Subjects with equally many names together, by one permutation of all names: [P * n, E] -> [P, n, E] for P subjects
+    # with n names each. Picking each lot out of all names would make a gradient as large as all for every lot.
+    order_S = np.argsort(names_S, kind="stable")
+    counts, subjects = np.unique(names_S, return_counts=True)
+    _, name_X = take_lists(name_bounds, np.arange(len(unit_ME)), order_S)
+    index_X = torch.from_numpy(name_X.astype(np.int64))
+    sizes = (counts * subjects).tolist()
+    units = torch.split(torch.index_select(unit_ME, 0, index_X), sizes)
+    strengths = torch.split(torch.index_select(strength_M1, 0, index_X), sizes)
+    pieces = []
+    for count, number, unit_XE, strength_X1 in zip(counts.tolist(), subjects.tolist(), units, strengths, strict=True):
         if count == 0:  # nothing is known about the subject but that it exists
-            pieces.append(unit_ME.new_zeros(len(subject_P), unit_ME.shape[1]))
+            pieces.append(unit_ME.new_zeros(number, unit_ME.shape[1]))
             continue
-        _, name_X = take_lists(name_bounds, np.arange(len(unit_ME)), subject_P)
-        # P subjects with n names each: [P * n, E] -> [P, n, E]
-        index_X = torch.from_numpy(name_X.astype(np.int64))
-        unit_PnE = unit_ME[index_X].view(len(subject_P), int(count), -1)
-        strength_Pn1 = strength_M1[index_X].view(len(subject_P), int(count), 1)
-        gram_Pnn = unit_PnE @ unit_PnE.mT + _RIDGE * torch.eye(int(count))
-        mix_Pn1 = torch.linalg.solve(gram_Pnn, strength_Pn1) * (1 + _RIDGE)
+        unit_PnE = unit_XE.view(number, count, -1)
+        gram_Pnn = unit_PnE @ unit_PnE.mT + _RIDGE * torch.eye(count)
+        mix_Pn1 = torch.linalg.solve(gram_Pnn, strength_X1.view(number, count, 1)) * (1 + _RIDGE)
         pieces.append((unit_PnE * mix_Pn1).sum(dim=1))
-    order_S = np.argsort(np.concatenate(owners), kind="stable")
-    return torch.cat(pieces)[torch.from_numpy(order_S)]
+    return torch.index_select(torch.cat(pieces), 0, torch.from_numpy(np.argsort(order_S, kind="stable")))

@@ -120,7 +120,8 @@ def sum_rows(indexes: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Te
 
     Within each of the `indexes` the row numbers are distinct and ascending. Sums run in the order given.
     """
-    distinct_U = np.unique(np.concatenate([index.numpy() for index in indexes]))
+    merged = np.sort(np.concatenate([index.numpy() for index in indexes]), kind="stable")  # merges what is sorted
+    distinct_U = merged[np.append(True, merged[1:] != merged[:-1])]
     total_UW = torch.zeros(len(distinct_U), gradients[0].shape[1])
     for index, gradient in zip(indexes, gradients, strict=True):
         place = torch.from_numpy(np.searchsorted(distinct_U, index.numpy()))
