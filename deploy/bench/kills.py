@@ -43,12 +43,11 @@ SETTINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One round. at_s: seconds after the start; struck: the process was still at work then. failure: empty when the
-    rerun ended as the undisturbed run did and the memory verified."""
+    """One process killed at work. at_s: seconds after its start. failure: empty when the rerun ended as the undisturbed
+    run did and the memory verified."""
 
     stage: str
     at_s: float
-    struck: bool
     rerun_s: float
     failure: str
 
@@ -119,16 +118,20 @@ def _undisturbed(root: Path, backend: str, source: str, progress: Progress) -> d
 
 
 def _round(folder: Path, name: str, stage: _Stage, dice: random.Random) -> Kill:
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(stage.before, folder)
-    at_s = dice.uniform(0.0, stage.seconds)
-    struck = _kill(stage.args, folder, at_s)
+    longest_s = stage.seconds
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(stage.before, folder)
+        at_s = dice.uniform(0.0, longest_s)
+        began = time.monotonic()
+        if _kill(stage.args, folder, at_s):
+            break
+        longest_s = min(longest_s, time.monotonic() - began)  # it ended first: again, and sooner
     began = time.monotonic()
     status, said = _run([*stage.args, *stage.resume], folder)
     return Kill(
         stage=name,
         at_s=at_s,
-        struck=struck,
         rerun_s=time.monotonic() - began,
         failure=f"status {status}: {said}" if status else _difference(name, folder, stage.expected),
     )
@@ -206,7 +209,6 @@ def command(console: Console, rounds: int, backend: str, seed: int) -> int:
         (
             stage,
             len(own),
-            sum(kill.struck for kill in own),
             sum(bool(kill.failure) for kill in own),
             f"{sum(kill.rerun_s for kill in own) / len(own):.1f}",
         )
@@ -215,9 +217,7 @@ def command(console: Console, rounds: int, backend: str, seed: int) -> int:
     ]
 
     def show() -> None:
-        console.table(
-            ("command", "rounds", "killed at work", "failures", "mean rerun s"), rows, title="kill -9 and rerun"
-        )
+        console.table(("command", "killed at work", "failures", "mean rerun s"), rows, title="kill -9 and rerun")
         for kill in failed:
             console.write(f"{kill.stage} killed at {kill.at_s:.2f} s: {kill.failure}")
 
