@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 
 import ray
 
@@ -9,6 +10,7 @@ from memory_store.errors import RayUnavailable
 
 __all__ = ["ensure_ray"]
 
+ANSWER_S = 10.0  # Ray itself tries an address where nobody listens for minutes
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20  # arrays between actors are small; the memory itself is mapped from files
 
 
@@ -25,6 +27,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _reach(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             return
         ray.init(
@@ -39,3 +42,10 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         what = f"to join the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray to start"
         said = " ".join(str(error).split())[:200]
         raise RayUnavailable(f"expected {what}, found: {said}; `hmn doctor` says what is missing") from error
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens at host:port; other forms of address ("auto", "ray://") are judged by Ray."""
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()

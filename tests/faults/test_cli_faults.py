@@ -333,3 +333,19 @@ def test_a_full_disk_is_one_line_and_the_memory_stays_as_it_was(small_disk: Path
     after = tree_of(memory)
     assert {path: after.get(path) for path in before} == before
     assert run(hmn, ["verify", str(memory)]) == 0
+
+
+def test_a_cluster_that_nobody_runs_is_said_so_at_once(tmp_path: Path) -> None:
+    (tmp_path / "facts.tsv").write_text(ROWS)
+    ended = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "ingest", "facts.tsv", "--memory", "kb", "--backend", "ray"],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=120,  # Ray alone would try for minutes
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: expected to join the Ray cluster at RAY_ADDRESS=127.0.0.1:1, found: ")
+    assert not (tmp_path / "kb" / "manifests").exists()
