@@ -23,7 +23,7 @@ from memory_store.coordinator import Call, CallFailed
 from memory_store.errors import HmnError, ShardUnavailable, VersionMismatch
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
-from memory_store.shard import FoundFacts, FoundVectors, Shard, ShardConfig, ShardStats
+from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, ShardConfig, ShardStats
 from memory_store.topk import PartialTopK
 
 __all__ = ["RayShardHandle", "ShardActor", "code_version", "start_shards", "stop_named"]
@@ -80,6 +80,10 @@ class ShardActor:
     @ray.method(concurrency_group="rows")
     def vectors(self, generation: int, fact_ids_C: NDArray[np.int64]) -> FoundVectors:
         return self._shard.vectors(generation, fact_ids_C)
+
+    @ray.method(concurrency_group="rows")
+    def locate(self, generation: int, fact_ids_C: NDArray[np.int64]) -> FoundPlaces:
+        return self._shard.locate(generation, fact_ids_C)
 
     @ray.method(concurrency_group="health")
     def stats(self, generation: int) -> ShardStats:

@@ -4,9 +4,19 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from memory_store.errors import DimensionMismatch, GenerationConflict, InvalidVectors, NoVectors
-from memory_store.manifest_format import LAST_GENERATION, Manifest, Part
+from memory_store.manifest_format import FORMAT_VERSION, LAST_GENERATION, Manifest, Part
 
-__all__ = ["AppendParts", "Change", "ReplaceFacts", "ReplaceVectors", "apply_change"]
+__all__ = [
+    "AppendParts",
+    "Change",
+    "CompactParts",
+    "DeleteRows",
+    "ReplaceFacts",
+    "ReplaceVectors",
+    "RestoreContent",
+    "UpsertRows",
+    "apply_change",
+]
 
 _EMPTY = Manifest(
     generation=0,
@@ -30,7 +40,7 @@ _EMPTY = Manifest(
 
 @dataclass(frozen=True, kw_only=True)
 class AppendParts:
-    """New facts with their vectors, behind those that are there. vectors[i] belongs to facts[i]."""
+    """New facts with their vectors, behind those of the main index. vectors[i] belongs to facts[i]."""
 
     facts: tuple[Part, ...]
     vectors: tuple[Part, ...]
@@ -59,34 +69,86 @@ class ReplaceVectors:
     max_norm: float
 
 
-Change: TypeAlias = AppendParts | ReplaceFacts | ReplaceVectors
+@dataclass(frozen=True, kw_only=True)
+class UpsertRows:
+    """Fresh rows, searched beside the main index, and tombstones for the rows that they overwrite."""
+
+    facts: tuple[Part, ...]
+    vectors: tuple[Part, ...]
+    tombstones: tuple[Part, ...]
+    dim: int
+    dtype: str
+    max_norm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteRows:
+    """Tombstones for rows that are live."""
+
+    tombstones: tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactParts:
+    """The same live rows in other parts; the first ones are for the main index, the last delta_parts beside it."""
+
+    facts: tuple[Part, ...]
+    vectors: tuple[Part, ...]
+    tombstones: tuple[Part, ...]
+    delta_parts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreContent:
+    """Everything as it was in an older generation."""
+
+    manifest: Manifest
+
+
+Change: TypeAlias = (
+    AppendParts | ReplaceFacts | ReplaceVectors | UpsertRows | DeleteRows | CompactParts | RestoreContent
+)
+
+_OPERATIONS: dict[type[Change], str] = {
+    AppendParts: "append",
+    ReplaceFacts: "ingest",
+    ReplaceVectors: "embed",
+    UpsertRows: "upsert",
+    DeleteRows: "delete",
+    CompactParts: "compact",
+    RestoreContent: "rollback",
+}
 
 
 def apply_change(manifest: Manifest | None, change: Change, *, commit_id: str, note: str = "") -> Manifest:
     """The manifest of the next generation; pure. `manifest` is the current one, None for a new memory.
 
     Raises DimensionMismatch, InvalidVectors or NoVectors if the change does not fit what the memory holds. created_at
-    stays empty until commit.
+    and author stay empty until commit.
     """
     base = manifest or _EMPTY
     if base.generation >= LAST_GENERATION:
         raise GenerationConflict(f"expected a generation below {LAST_GENERATION}; copy the memory to a new URL")
     new = replace(
         base,
+        format_version=FORMAT_VERSION,
         generation=base.generation + 1,
         parent=manifest.generation if manifest else None,
         parent_commit=manifest.commit_id if manifest else None,
         commit_id=commit_id,
         created_at="",
         note=note,
+        operation=_OPERATIONS[type(change)],
+        author="",
     )
     match change:
         case AppendParts():
             _check_append(base, change)
+            main = len(base.facts) - base.delta_parts
             return replace(
                 new,
-                facts=base.facts + change.facts,
-                vectors=base.vectors + change.vectors,
+                facts=base.facts[:main] + change.facts + base.facts[main:],
+                vectors=base.vectors[:main] + change.vectors + base.vectors[main:],
                 fact_count=base.fact_count + sum(part.rows for part in change.facts),
                 dim=change.dim,
                 dtype=change.dtype,
@@ -99,6 +161,8 @@ def apply_change(manifest: Manifest | None, change: Change, *, commit_id: str, n
                 fact_count=sum(part.rows for part in change.facts),
                 grouping=change.grouping,
                 features=change.features,
+                tombstones=(),
+                delta_parts=0,
                 vectors=(),
                 dim=0,
                 dtype=None,
@@ -114,10 +178,62 @@ def apply_change(manifest: Manifest | None, change: Change, *, commit_id: str, n
                 dtype=change.dtype,
                 encoder=change.encoder,
                 max_norm=change.max_norm,
+                delta_parts=0,  # every vector is new, so the main index is built anew, over all parts
+            )
+        case UpsertRows():
+            _check_append(base, change)
+            return replace(
+                new,
+                facts=base.facts + change.facts,
+                vectors=base.vectors + change.vectors,
+                tombstones=base.tombstones + change.tombstones,
+                fact_count=base.fact_count + _rows(change.facts) - _rows(change.tombstones),
+                delta_parts=base.delta_parts + len(change.facts),
+                dim=change.dim,
+                dtype=change.dtype,
+                max_norm=max(base.max_norm, change.max_norm),
+            )
+        case DeleteRows():
+            return replace(
+                new,
+                tombstones=base.tombstones + change.tombstones,
+                fact_count=base.fact_count - _rows(change.tombstones),
+            )
+        case CompactParts():
+            if base.dim:
+                _check_aligned(change.facts, change.vectors)
+            live = _rows(change.facts) - _rows(change.tombstones)
+            assert live == base.fact_count, f"a compaction keeps {base.fact_count} facts, not {live}"
+            return replace(
+                new,
+                facts=change.facts,
+                vectors=change.vectors,
+                tombstones=change.tombstones,
+                delta_parts=change.delta_parts,
+            )
+        case RestoreContent():
+            old = change.manifest
+            return replace(
+                new,
+                dim=old.dim,
+                dtype=old.dtype,
+                encoder=old.encoder,
+                max_norm=old.max_norm,
+                fact_count=old.fact_count,
+                tombstones=old.tombstones,
+                features=old.features,
+                grouping=old.grouping,
+                facts=old.facts,
+                vectors=old.vectors,
+                delta_parts=old.delta_parts,
             )
 
 
-def _check_append(base: Manifest, change: AppendParts) -> None:
+def _rows(parts: tuple[Part, ...]) -> int:
+    return sum(part.rows for part in parts)
+
+
+def _check_append(base: Manifest, change: AppendParts | UpsertRows) -> None:
     _check_aligned(change.facts, change.vectors)
     if base.facts and not base.dim:
         raise NoVectors(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from memory_store.errors import ShardUnavailable, UnknownFact
 from memory_store.policy import Decision, Failure, Partial, ShardPolicy, ShardReport
-from memory_store.shard import FoundFacts, FoundVectors, ShardStats
+from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, ShardStats
 from memory_store.topk import PartialTopK, TopK, merge
 
 # B queries, K slots, D dimension, C fact ids asked for
@@ -115,6 +115,17 @@ class Coordinator:
         order_C = _order([answer.positions_F for answer in found], fact_ids_C, served.generation)
         stacked_CD: NDArray[np.float32] = np.concatenate([answer.vectors_FD for answer in found])
         return stacked_CD[order_C]
+
+    def locate(
+        self, generation: int, fact_ids_C: NDArray[np.int64], *, deadline_s: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(part [C] of the manifest, row [C] in it) of each live fact, -1 where no shard holds it; each id once."""
+        part_C, row_C = (np.full(len(fact_ids_C), -1, dtype=np.int64) for _ in range(2))
+        found: list[FoundPlaces] = self._ask_all("locate", (generation, fact_ids_C), deadline_s=deadline_s)
+        for answer in found:
+            part_C[answer.positions_F] = answer.part_F
+            row_C[answer.positions_F] = answer.row_F
+        return part_C, row_C
 
     def load(self, generation: int, *, deadline_s: float) -> tuple[int, ...]:
         """Have every shard load a generation beside the one it serves; returns the rows of each."""

@@ -1,9 +1,22 @@
 """The generations of a memory: read one, or commit the next with a precondition."""
 
+import getpass
+import os
+import socket
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from memory_store.changes import AppendParts, Change, ReplaceFacts, ReplaceVectors, apply_change
+from memory_store.changes import (
+    AppendParts,
+    Change,
+    CompactParts,
+    DeleteRows,
+    ReplaceFacts,
+    ReplaceVectors,
+    RestoreContent,
+    UpsertRows,
+    apply_change,
+)
 from memory_store.errors import (
     CommitUnknown,
     CorruptFile,
@@ -17,13 +30,18 @@ from memory_store.manifest_format import Manifest, Part, from_bytes, to_bytes
 from memory_store.storage import Storage
 
 __all__ = [
+    "PART_FOLDERS",
     "AppendParts",
     "Change",
+    "CompactParts",
+    "DeleteRows",
     "Manifest",
     "ParentGeneration",
     "Part",
     "ReplaceFacts",
     "ReplaceVectors",
+    "RestoreContent",
+    "UpsertRows",
     "apply_change",
     "commit",
     "current_generation",
@@ -31,6 +49,8 @@ __all__ = [
     "manifest_path",
     "read_manifest",
 ]
+
+PART_FOLDERS = ("facts", "vectors", "tombstones")
 
 _FOLDER = "manifests"
 _READ_ATTEMPTS = 10
@@ -44,7 +64,8 @@ class ParentGeneration:
 
 
 def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Manifest:
-    """Publish a generation: it becomes the current one whole or not at all. Returns it as stored, with created_at.
+    """Publish a generation: it becomes the current one whole or not at all. Returns it as stored, with its
+    time and author.
 
     Raises GenerationConflict if the current generation is not the required one, CorruptFile if a part it names is not
     there, StorageFailed if nothing was published, CommitUnknown if that cannot be told.
@@ -55,7 +76,11 @@ def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Ma
         raise _conflict(storage, expected, found)
     assert new.generation == expected + 1, "apply_change was given another manifest than the precondition names"
     _check_parts_exist(storage, new)
-    stored = replace(new, created_at=new.created_at or datetime.now(UTC).isoformat(timespec="seconds"))
+    stored = replace(
+        new,
+        created_at=new.created_at or datetime.now(UTC).isoformat(timespec="seconds"),
+        author=new.author or _author(),
+    )
     path = manifest_path(new.generation)
     try:
         storage.create_exclusive(path, to_bytes(stored))
@@ -109,8 +134,8 @@ def manifest_path(generation: int) -> str:
 
 
 def _check_parts_exist(storage: Storage, new: Manifest) -> None:
-    sizes = {entry.path: entry.bytes for folder in ("facts", "vectors") for entry in storage.entries(folder)}
-    for part in new.facts + new.vectors:
+    sizes = {entry.path: entry.bytes for folder in PART_FOLDERS for entry in storage.entries(folder)}
+    for part in new.facts + new.vectors + new.tombstones:
         if sizes.get(part.path) != part.bytes:
             found = f"{sizes[part.path]:,} bytes" if part.path in sizes else "no file"
             raise CorruptFile(
@@ -149,6 +174,15 @@ def _check_not_overtaken(storage: Storage, ours: Manifest, expected: int) -> Non
     except HmnError as error:
         raise _unknown(storage, ours, str(error)) from None
     raise _conflict(storage, expected, later[-1])
+
+
+def _author() -> str:
+    """Who commits, for the history: user and machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _unknown(storage: Storage, ours: Manifest, reason: str) -> CommitUnknown:

@@ -14,10 +14,12 @@ from memory_store.vectors import DTYPES
 
 __all__ = ["FORMAT_VERSION", "GROUPINGS", "LAST_GENERATION", "Manifest", "Part", "from_bytes", "to_bytes"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GROUPINGS = ("relation", "triple")
 LAST_GENERATION = 99_999_999  # eight digits in the file name
 
+_READ_VERSIONS = (1, 2)
+_NEW_IN_2 = {"delta_parts", "operation", "author"}
 _MOST_ROWS = 1 << 40
 _MOST_BYTES = 1 << 50
 _MOST_DIMENSIONS = 1 << 20
@@ -46,6 +48,9 @@ class Manifest:
     vectors[i] holds exactly the fact ids of facts[i], in the same order. Facts that are not embedded have dim=0,
     dtype=None, encoder=None, vectors=(). encoder: fingerprint of the fact encoder, None for vectors given by hand.
     parent_commit: the commit id of the parent, so that a history can be told from one rewritten meanwhile.
+    fact_count: rows of the facts parts that no tombstone names. delta_parts: so many of the parts, the last ones, are
+    fresh: searched beside the main index, which covers the parts before them. operation, author: what made this
+    generation, and who ("" in format version 1).
     """
 
     format_version: int = FORMAT_VERSION
@@ -65,6 +70,9 @@ class Manifest:
     facts: tuple[Part, ...]
     vectors: tuple[Part, ...]
     note: str
+    delta_parts: int = 0
+    operation: str = ""
+    author: str = ""
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -75,6 +83,7 @@ def to_bytes(manifest: Manifest) -> bytes:
     content: dict[str, Any] = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
     for name in ("tombstones", "facts", "vectors"):
         content[name] = [{field.name: getattr(part, field.name) for field in fields(part)} for part in content[name]]
+    content["format_version"] = FORMAT_VERSION
     content["checksum"] = _content_checksum(content)
     try:
         _parse(content)
@@ -94,9 +103,10 @@ def from_bytes(data: bytes, where: str, generation: int) -> Manifest:
     if not isinstance(content, dict):
         raise CorruptFile(f"{where}: expected a JSON object, found {_kind(content)}; {_RESTORE}")
     version = content.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in _READ_VERSIONS or isinstance(version, bool):
         advice = "upgrade hmn to read it" if isinstance(version, int) and version > FORMAT_VERSION else _RESTORE
-        raise CorruptFile(f"{where}: expected format version {FORMAT_VERSION}, found {version!r:.40}; {advice}")
+        known = " or ".join(map(str, _READ_VERSIONS))
+        raise CorruptFile(f"{where}: expected format version {known}, found {version!r:.40}; {advice}")
     _check_checksum(content, where)
     try:
         manifest = _parse(content)
@@ -128,9 +138,11 @@ def _check_checksum(content: Mapping[str, Any], where: str) -> None:
 
 def _parse(content: Mapping[str, Any]) -> Manifest:
     known = {field.name for field in fields(Manifest)}
-    _check_keys(content, known | {"checksum"}, "the manifest")
+    is_first = content["format_version"] == 1
+    _check_keys(content, (known - _NEW_IN_2 if is_first else known) | {"checksum"}, "the manifest")
     dim = _integer(content, "dim", 0, _MOST_DIMENSIONS)
     manifest = Manifest(
+        format_version=content["format_version"],
         generation=_integer(content, "generation", 1, LAST_GENERATION),
         parent=None if content["parent"] is None else _integer(content, "parent", 1, LAST_GENERATION),
         parent_commit=_optional_text(content, "parent_commit"),
@@ -147,6 +159,9 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
         facts=_parts(content, "facts"),
         vectors=_parts(content, "vectors"),
         note=_text(content, "note"),
+        delta_parts=0 if is_first else _integer(content, "delta_parts", 0, len(content["facts"])),
+        operation="" if is_first else _text(content, "operation"),
+        author="" if is_first else _text(content, "author"),
     )
     if not dim and (content["dtype"], content["encoder"]) != (None, None):
         raise _Refused(f"expected no dtype and encoder while dim is 0, found {_show(content['dtype'])}")
@@ -160,11 +175,13 @@ def _check_whole(manifest: Manifest) -> None:
         raise _Refused(f"expected a parent below generation {manifest.generation}, found {manifest.parent}")
     if (manifest.parent is None) != (manifest.parent_commit is None):
         raise _Refused(f"expected a commit id exactly if there is a parent, found {manifest.parent_commit!r:.60}")
-    if manifest.tombstones:
-        raise _Refused("expected no tombstones, which this release does not read, found some")
-    rows = sum(part.rows for part in manifest.facts)
+    if manifest.tombstones and manifest.format_version == 1:
+        raise _Refused("expected no tombstones in format version 1, found some")
+    rows = sum(part.rows for part in manifest.facts) - sum(part.rows for part in manifest.tombstones)
     if rows != manifest.fact_count:
-        raise _Refused(f"expected the facts parts to hold {manifest.fact_count:,} rows, found {rows:,}")
+        raise _Refused(
+            f"expected the facts parts without the tombstones to hold {manifest.fact_count:,} rows, found {rows:,}"
+        )
     wanted = [part.rows for part in manifest.facts] if manifest.dim else []
     found = [part.rows for part in manifest.vectors]
     if wanted != found:

@@ -1,5 +1,6 @@
 """open_memory and Memory: search and fetch over one generation at a time, in-process or on Ray."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from memory_store.backends import Backend, default_threads, local_backend, ray_backend
+from memory_store.compaction import CompactionPolicy, compact
 from memory_store.coordinator import Coordinator, Served
-from memory_store.errors import ConfigError, DimensionMismatch, InvalidVectors, NoVectors, UnknownFact
+from memory_store.errors import ConfigError, DimensionMismatch, HmnError, InvalidVectors, NoVectors, UnknownFact
 from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
@@ -21,10 +23,13 @@ from memory_store.policy import Partial, ShardPolicy
 from memory_store.shard import ShardConfig, ShardStats
 from memory_store.storage import Storage
 from memory_store.topk import TopK
+from memory_store.writes import Located, delete_facts, upsert_facts
 
 # B queries, D dimension, C fact ids asked for
 
 __all__ = ["Memory", "MemoryStats", "open_memory", "stop_memory"]
+
+_log = logging.getLogger(__name__)
 
 SEARCH_DEADLINE_S = 60.0
 LOAD_DEADLINE_S = 600.0
@@ -59,6 +64,7 @@ class Memory:
         index: str,
         partial: Partial,
         deadline_s: float,
+        compaction: CompactionPolicy | None = None,
     ) -> None:
         self._storage = storage
         self._coordinator = coordinator
@@ -66,7 +72,12 @@ class Memory:
         self._index = index
         self._partial = partial
         self._deadline_s = deadline_s
+        self._stays_at: int | None = None  # the generation that was asked for by number, if any
+        self._compaction = compaction
+        self._compactor: threading.Thread | None = None
+        self._compaction_lock = threading.Lock()
         self._refresh_lock = threading.Lock()
+        self._write_lock = threading.Lock()  # writers of one process queue here and need not race for the commit
         self._served: tuple[Manifest, Served] | None = None
         self._closed = False
 
@@ -166,15 +177,94 @@ class Memory:
         old generation goes on serving.
         """
         with self._refresh_lock:
-            wanted = read_manifest(self._storage, generation)
-            if self._served is not None and self._served[1].generation == wanted.generation:
-                return wanted.generation
-            rows = self._coordinator.load(wanted.generation, deadline_s=LOAD_DEADLINE_S)
-            served = Served(
-                generation=wanted.generation, dim=wanted.dim, fact_count=wanted.fact_count, rows_by_shard=rows
+            self._stays_at = generation
+            return self._serve(generation)
+
+    def upsert(self, facts: pa.Table, vectors: ArrayLike, *, note: str | None = None) -> int:
+        """Add facts, or put them in the place of those that have their ids; returns the generation that holds them.
+
+        facts: a table with the column fact_id (int64, at least 0, each once); the other columns of the facts schema are
+        optional. vectors: finite floats [n, dim], made by the encoder of the generation served. On return the facts are
+        durable, and visible on all shards of this memory; other processes see them at their refresh. The main index is
+        not rebuilt: fresh rows are searched exactly beside it. Thousands of rows at once cost little more than one.
+        Raises InputError, DuplicateFact, DimensionMismatch, InvalidVectors, NoVectors, StorageFailed, and
+        GenerationConflict if the memory was embedded by another encoder since; then nothing has changed. CommitUnknown
+        if that cannot be told; the same call again is safe.
+        """
+        made_for = self._writable()
+        with self._write_lock:
+            new = upsert_facts(self._storage, facts, vectors, locate=self._locate, made_for=made_for, note=note)
+        shown = self._show(new.generation)
+        self._compact_if_due()
+        return shown
+
+    def delete(self, fact_ids: ArrayLike, *, note: str | None = None) -> int:
+        """Delete facts; returns the generation without them, durable and visible as for `upsert`.
+
+        Raises UnknownFact, deleting nothing, if an id is not in the newest generation; StorageFailed, CommitUnknown.
+        """
+        self._writable()
+        with self._write_lock:
+            new = delete_facts(self._storage, _checked_ids(fact_ids), locate=self._locate, note=note)
+        shown = self._show(new.generation)
+        self._compact_if_due()
+        return shown
+
+    def compact(self, policy: CompactionPolicy | None = None) -> int:
+        """Merge what was written and deleted into parts for the main index, and serve the generation that holds them.
+
+        Rewrites what changed and no more. The main index is built anew beside the one that serves; search and writes go
+        on meanwhile. Returns the generation served, the same if there is nothing to merge. Raises GenerationConflict if
+        somebody else replaced the parts meanwhile, StorageFailed; then nothing has changed.
+        """
+        self._writable()
+        with self._compaction_lock:
+            return self._show(compact(self._storage, policy=policy).generation)
+
+    def _compact_if_due(self) -> None:
+        if self._compaction is None or not self._compaction.is_due(self.manifest):
+            return
+        if self._compactor is None or not self._compactor.is_alive():
+            self._compactor = threading.Thread(target=self._compact_beside, name="hmn-compaction", daemon=True)
+            self._compactor.start()
+
+    def _compact_beside(self) -> None:
+        try:
+            self.compact(self._compaction)
+        except (HmnError, OSError) as error:  # the memory is as it was, and the next write starts another one
+            _log.warning("compaction of %s failed: %s", self._storage.shown, error)
+
+    def _writable(self) -> Manifest:
+        manifest, _ = self._now()
+        if self._stays_at is not None and self._stays_at != self.newest_generation():
+            raise ConfigError(
+                f"expected a memory that serves the newest generation, found {self._storage.shown} opened at "
+                f"generation {self._stays_at}; call refresh(), or open it without generation="
             )
-            self._served = (wanted, served)
+        return manifest
+
+    def _locate(self, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
+        self._coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+        part_C, row_C = self._coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
+        return Located(part_C=part_C, row_C=row_C)
+
+    def _show(self, generation: int) -> int:
+        """Serve this generation unless a newer one, which holds what it holds, is served already."""
+        with self._refresh_lock:
+            self._stays_at = None
+            if self._now()[1].generation < generation:
+                self._serve(generation)
+        return generation
+
+    def _serve(self, generation: int | None) -> int:
+        """Load, then switch in one step; the caller holds the refresh lock."""
+        wanted = read_manifest(self._storage, generation)
+        if self._served is not None and self._served[1].generation == wanted.generation:
             return wanted.generation
+        rows = self._coordinator.load(wanted.generation, deadline_s=LOAD_DEADLINE_S)
+        served = Served(generation=wanted.generation, dim=wanted.dim, fact_count=wanted.fact_count, rows_by_shard=rows)
+        self._served = (wanted, served)
+        return wanted.generation
 
     def newest_generation(self) -> int | None:
         """The newest committed generation, whether it is served or not."""
@@ -205,6 +295,8 @@ class Memory:
         """Stop what this memory started; a named memory goes on serving its other users. Safe to call twice."""
         if not self._closed:
             self._closed = True
+            if self._compactor is not None:
+                self._compactor.join()
             self._backend.close()
 
     def __enter__(self) -> Self:
@@ -234,6 +326,7 @@ def open_memory(
     deadline_s: float = SEARCH_DEADLINE_S,
     shard_cpus: float = 0.0,
     policy: ShardPolicy | None = None,
+    compaction: CompactionPolicy | None = None,
 ) -> Memory:
     """Open the memory at a URL for searching; use it as a context manager.
 
@@ -242,7 +335,7 @@ def open_memory(
     generation: the one to serve; the newest when None. name (ray only): share the shards with every process that opens
     the same name; they go on until `stop_memory(name)`. threads: intra-op threads per shard; by default the processors
     divided by the shards in-process, and 1 per actor. partial, deadline_s: defaults for `search`. shard_cpus: CPUs that
-    Ray reserves per actor.
+    Ray reserves per actor. compaction: compact in the background when a write through this memory makes it due.
 
     Raises MemoryNotFound, GenerationNotFound, CorruptFile, UnknownIndex, ConfigError; VersionMismatch when the name is
     in use with other options; ShardUnavailable when the cluster cannot place a shard.
@@ -274,6 +367,7 @@ def open_memory(
         index=index,
         partial=allowed,
         deadline_s=deadline_s,
+        compaction=compaction,
     )
     try:
         memory.refresh(generation)

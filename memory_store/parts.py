@@ -1,6 +1,6 @@
 """Part files: Arrow IPC, written atomically with their checksum, verified and mapped without copying."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -17,7 +17,10 @@ from memory_store.vectors import DTYPES, StoredVectors
 
 __all__ = [
     "FACTS_SCHEMA",
+    "TOMBSTONES_SCHEMA",
+    "dead_rows",
     "fact_ids_of",
+    "live_rows",
     "open_part",
     "scan_facts",
     "scan_vectors",
@@ -50,6 +53,15 @@ FACTS_SCHEMA = pa.schema(
     ]
 )
 
+TOMBSTONES_SCHEMA = pa.schema(
+    [
+        pa.field("fact_id", pa.int64(), nullable=False),
+        pa.field("part", pa.dictionary(pa.int32(), pa.string()), nullable=False),  # path of a facts part
+        pa.field("row", pa.int64(), nullable=False),  # in that part, and in the vectors part beside it
+    ]
+)
+"""Rows that are deleted, or overwritten by a row of a later part."""
+
 _ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 _GATHERED_BYTES = 1 << 16
 _ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -78,7 +90,8 @@ def vectors_table(fact_ids_N: NDArray[np.int64], vectors_ND: StoredVectors) -> p
 def write_part(storage: Storage, path: str, table: pa.Table) -> Part:
     """Write a table of at least one row as one record batch, atomically, and return its manifest entry.
 
-    path: facts/<name>.arrow (the table is cast to FACTS_SCHEMA) or vectors/<name>.arrow (a table of vectors_schema).
+    path: facts/<name>.arrow (the table is cast to FACTS_SCHEMA), vectors/<name>.arrow (a table of vectors_schema), or
+    tombstones/<name>.arrow (TOMBSTONES_SCHEMA).
     The vector column starts at a multiple of 64 bytes, so that its mapping does too.
     """
     assert table.num_rows, "a part holds at least one row"
@@ -105,8 +118,8 @@ def write_part(storage: Storage, path: str, table: pa.Table) -> Part:
 def open_part(storage: Storage, part: Part, schema: pa.Schema | None = None) -> pa.Table:
     """Verify a part's size and checksum over its mapping, and return it as a table that maps the file.
 
-    schema: what the part must hold; FACTS_SCHEMA or any vectors_schema, by its folder, when None. A part that is
-    missing, truncated, altered, or of another format raises CorruptFile.
+    schema: what the part must hold; when None, by its folder, FACTS_SCHEMA, TOMBSTONES_SCHEMA or any vectors_schema. A
+    part that is missing, truncated, altered, or of another format raises CorruptFile.
     """
     try:
         return _open_verified(storage, part, schema)
@@ -136,22 +149,60 @@ def fact_ids_of(table: pa.Table) -> NDArray[np.int64]:
     return table.column("fact_id").combine_chunks().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
+def dead_rows(storage: Storage, facts: Sequence[Part], tombstones: Sequence[Part]) -> Mapping[str, NDArray[np.int64]]:
+    """The rows of these facts parts that are deleted or overwritten, sorted, by path; parts without any are absent.
+
+    CorruptFile for a tombstone of a row that the part does not have.
+    """
+    rows_in = {part.path: part.rows for part in facts}
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    for part in tombstones:
+        table = open_part(storage, part, TOMBSTONES_SCHEMA)
+        named, row_N = table.column("part").combine_chunks(), np.asarray(table.column("row"))
+        code_N = np.asarray(named.indices)
+        for code, path in enumerate(named.dictionary.to_pylist()):
+            of_part_N = row_N[code_N == code]
+            if path not in rows_in or not len(of_part_N):
+                continue
+            if of_part_N.min() < 0 or of_part_N.max() >= rows_in[path]:
+                raise CorruptFile(
+                    f"{storage.where(part.path)}: expected rows of {path}, which has {rows_in[path]:,}, found "
+                    f"{of_part_N.min()} to {of_part_N.max()}; {_RESTORE}"
+                )
+            found.setdefault(path, []).append(of_part_N)
+    return {path: np.unique(np.concatenate(rows)) for path, rows in found.items()}
+
+
+def live_rows(rows: int, dead_N: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The numbers of the rows that are not dead, int64, sorted."""
+    live_N = np.ones(rows, dtype=np.bool_)
+    if dead_N is not None:
+        live_N[dead_N] = False
+    return np.flatnonzero(live_N)
+
+
 def scan_facts(storage: Storage, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Every facts part in order, verified and mapped; columns None means all."""
+    """The facts of every part in order, verified; columns None means all. Mapped, but copied where rows are dead."""
+    dead = dead_rows(storage, manifest.facts, manifest.tombstones)
     for part in manifest.facts:
         table = open_part(storage, part, FACTS_SCHEMA)
-        yield table if columns is None else table.select(list(columns))
+        yield _live(table if columns is None else table.select(list(columns)), dead.get(part.path))
 
 
 def scan_vectors(storage: Storage, manifest: Manifest) -> Iterator[pa.Table]:
-    """Every vectors part in order, verified and mapped; NoVectors if the facts are not embedded."""
+    """The vectors of the same rows as scan_facts, part by part; NoVectors if the facts are not embedded."""
     if manifest.dtype is None:
         raise NoVectors(
             f"generation {manifest.generation} of {storage.shown} has no vectors yet; run `hmn embed --memory URL`"
         )
     schema = vectors_schema(manifest.dim, manifest.dtype)
-    for part in manifest.vectors:
-        yield open_part(storage, part, schema)
+    dead = dead_rows(storage, manifest.facts, manifest.tombstones)
+    for facts, part in zip(manifest.facts, manifest.vectors, strict=True):
+        yield _live(open_part(storage, part, schema), dead.get(facts.path))
+
+
+def _live(table: pa.Table, dead_N: NDArray[np.int64] | None) -> pa.Table:
+    return table if dead_N is None else table.take(pa.array(live_rows(table.num_rows, dead_N)))
 
 
 class _HashingSink:
@@ -183,9 +234,9 @@ def _compact(table: pa.Table, path: str) -> pa.Table:
 
     Arrow writes the buffers of a slice with up to 63 bytes of the neighbouring rows.
     """
-    if not path.startswith("facts/"):
+    if path.startswith("vectors/"):
         return vectors_table(fact_ids_of(table), vectors_of(table))
-    table = table.cast(FACTS_SCHEMA)
+    table = table.cast(FACTS_SCHEMA if path.startswith("facts/") else TOMBSTONES_SCHEMA)
     return pa.concat_tables([table, table.slice(0, 0)]).combine_chunks()  # two chunks, because one would not be copied
 
 
@@ -240,7 +291,8 @@ def _open_verified(storage: Storage, part: Part, schema: pa.Schema | None) -> pa
 
 def _check_schema(where: str, part: Part, table: pa.Table, schema: pa.Schema | None) -> None:
     if schema is None:
-        schema = FACTS_SCHEMA if part.path.startswith("facts/") else _any_vectors_schema(table.schema)
+        of_folder = {"facts": FACTS_SCHEMA, "tombstones": TOMBSTONES_SCHEMA}
+        schema = of_folder.get(part.path.partition("/")[0]) or _any_vectors_schema(table.schema)
     if not table.schema.equals(schema):
         raise CorruptFile(
             f"{where}: expected the columns {_columns(schema)}, found {_columns(table.schema)}; {_RESTORE}"

@@ -5,26 +5,27 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from memory_store.errors import CorruptFile, NoVectors
-from memory_store.manifest import Manifest, Part, read_manifest
-from memory_store.mips.base import MipsIndex, ShardVectors
+from memory_store.delta import search_live, search_rows
+from memory_store.errors import NoVectors
+from memory_store.manifest import Manifest, read_manifest
+from memory_store.mips.base import MipsIndex
 from memory_store.mips.registry import build_index
-from memory_store.parts import FACTS_SCHEMA, open_part, vectors_of
-from memory_store.placement import Slice, place
+from memory_store.parts import FACTS_SCHEMA, dead_rows, live_rows
+from memory_store.placement import place
+from memory_store.rows import Rows
 from memory_store.storage import Storage
-from memory_store.topk import PartialTopK
+from memory_store.topk import PartialTopK, merge, select
 
 # N rows in this shard, B queries, K slots, D dimension, C fact ids asked for, F of them found here
 
-__all__ = ["FoundFacts", "FoundVectors", "Shard", "ShardConfig", "ShardStats"]
+__all__ = ["FoundFacts", "FoundPlaces", "FoundVectors", "Shard", "ShardConfig", "ShardStats"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,10 @@ class ShardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
-    """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller."""
+    """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller.
+
+    rows: live ones; fresh_rows: those of them that are searched beside the main index.
+    """
 
     shard: int
     rows: int
@@ -56,6 +60,7 @@ class ShardStats:
     pid: int
     incarnation: str
     restarts: int = 0
+    fresh_rows: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,68 +79,102 @@ class FoundVectors:
     vectors_FD: NDArray[np.float32]
 
 
-class _Snapshot:
-    """The shard's rows of one generation: ids and vectors mapped at once, facts when first asked for."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundPlaces:
+    """positions_F: where in the request each id stands; part_F: which part of the manifest holds it; row_F: where."""
 
-    def __init__(self, storage: Storage, manifest: Manifest, config: ShardConfig) -> None:
-        self.manifest = manifest
-        self._storage = storage
-        placed = manifest.vectors or manifest.facts
-        self._slices = place([part.rows for part in placed], config.num_shards)[config.shard]
-        id_tables = [self._rows_of(placed, piece) for piece in self._slices]
-        ids_N = np.concatenate([np.zeros(0, dtype=np.int64), *(_int64(table["fact_id"]) for table in id_tables)])
-        chunks = [vectors_of(table) for table in id_tables] if manifest.vectors else []
-        for chunk in chunks:
-            if chunk.shape[1] != manifest.dim:
-                raise CorruptFile(
-                    f"generation {manifest.generation}: expected vectors of dimension {manifest.dim}, "
-                    f"found {chunk.shape[1]}; run `hmn verify`"
-                )
-        self.vectors = ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim)
+    positions_F: NDArray[np.int64]
+    part_F: NDArray[np.int64]
+    row_F: NDArray[np.int64]
+
+
+class _Main:
+    """The rows that the main index covers, and the index: shared by all generations with the same main parts."""
+
+    def __init__(self, rows: Rows, key: tuple[object, ...], config: ShardConfig) -> None:
+        self.rows = rows
+        self.key = key
         self.index: MipsIndex | None = (
-            build_index(config.index, self.vectors, threads=config.threads) if manifest.vectors else None
+            build_index(config.index, rows.vectors, threads=config.threads) if rows.vectors.chunks else None
         )
-        self._row_by_rank_N = np.argsort(ids_N, kind="stable")
-        self._sorted_ids_N = ids_N[self._row_by_rank_N]
 
-    def _rows_of(self, parts: Sequence[Part], piece: Slice) -> pa.Table:
-        return open_part(self._storage, parts[piece.part]).slice(piece.start, piece.rows)
 
-    @cached_property
-    def facts(self) -> pa.Table:
-        """The fact rows, in the row order of the vectors; their ids are held against the vectors' ids."""
-        tables = [self._rows_of(self.manifest.facts, piece) for piece in self._slices]
-        if not tables:
-            return FACTS_SCHEMA.empty_table()
-        table = pa.concat_tables(tables)
-        if not np.array_equal(_int64(table["fact_id"]), self.vectors.fact_ids_N):
-            raise CorruptFile(
-                f"generation {self.manifest.generation}: expected facts and vectors with the same ids in the same "
-                "order, found others; run `hmn verify`"
+class _Snapshot:
+    """The shard's rows of one generation: the main rows, fresh rows beside them, and which main rows are dead."""
+
+    def __init__(
+        self, storage: Storage, manifest: Manifest, config: ShardConfig, others: Sequence["_Snapshot"] = ()
+    ) -> None:
+        """others: snapshots of this shard, whose main rows and index serve here too if the main parts are the same."""
+        self.manifest = manifest
+        placed = manifest.vectors or manifest.facts
+        slices = place([part.rows for part in placed], config.num_shards)[config.shard]
+        main_parts = len(placed) - manifest.delta_parts
+        dead = dead_rows(storage, manifest.facts, manifest.tombstones)
+        key = (manifest.facts[:main_parts], manifest.vectors[:main_parts], manifest.dim)
+        known: _Main | None = next((other.main for other in others if other.main.key == key), None)
+        self.main: _Main = known or _Main(
+            Rows(storage, manifest, [piece for piece in slices if piece.part < main_parts], dead, without_dead=False),
+            key,
+            config,
+        )
+        self.delta = Rows(
+            storage, manifest, [piece for piece in slices if piece.part >= main_parts], dead, without_dead=True
+        )
+        # Fresh rows are few, and any index beside this one would have to be built for them at every change.
+        self.delta_index: MipsIndex | None = (
+            build_index("exact", self.delta.vectors, threads=config.threads) if self.delta.vectors.chunks else None
+        )
+        self._dead_rows = self.main.rows.dead_here(dead)
+        self._dead_ids = np.sort(self.main.rows.vectors.fact_ids_N[self._dead_rows])
+
+    @property
+    def num_rows(self) -> int:
+        """Live rows."""
+        return self.main.rows.num_rows - len(self._dead_rows) + self.delta.num_rows
+
+    def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
+        """The best k live rows, of the main index and the fresh rows together."""
+        self.require_vectors()
+        answers = []
+        if self.main.index is not None:
+            main, dead_ids = self.main.rows, self._dead_ids
+            live = partial(live_rows, main.num_rows, self._dead_rows)
+            answers.append(
+                search_live(
+                    self.main.index,
+                    main.num_rows,
+                    dead_ids,
+                    queries_BD,
+                    k,
+                    lambda queries, slots: search_rows(main.vectors, live(), queries, slots),
+                )
             )
-        return table
+        if self.delta_index is not None:
+            answers.append(self.delta_index.search(queries_BD, k))
+        if not answers:
+            return select(np.zeros((len(queries_BD), 0), dtype=np.int64), np.zeros((len(queries_BD), 0)), k)
+        return answers[0] if len(answers) == 1 else merge(answers, k)
 
-    def locate(self, fact_ids_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(positions [F] in the request, rows [F] here) of the ids that this shard holds."""
-        if len(self._sorted_ids_N) == 0:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        rank_C = np.searchsorted(self._sorted_ids_N, fact_ids_C).clip(max=len(self._sorted_ids_N) - 1)
-        positions_F = np.flatnonzero(self._sorted_ids_N[rank_C] == fact_ids_C)
-        return positions_F, self._row_by_rank_N[rank_C[positions_F]]
+    def find(self, fact_ids_C: NDArray[np.int64]) -> list[tuple[Rows, NDArray[np.int64], NDArray[np.int64]]]:
+        """(rows, positions [F] in the request, row numbers [F]) of the ids that are live here: main, then fresh."""
+        positions_F, rows_F = self.main.rows.find(fact_ids_C)
+        if len(self._dead_rows):
+            live_F = ~np.isin(rows_F, self._dead_rows)
+            positions_F, rows_F = positions_F[live_F], rows_F[live_F]
+        return [(self.main.rows, positions_F, rows_F), (self.delta, *self.delta.find(fact_ids_C))]
 
-    def require_index(self) -> MipsIndex:
-        if self.index is None:
+    def require_vectors(self) -> None:
+        if not self.manifest.vectors:
             raise NoVectors(
                 f"expected embedded facts, found generation {self.manifest.generation} with facts but no vectors; "
                 "run `hmn embed` or open an older generation"
             )
-        return self.index
 
     @property
     def nbytes(self) -> int:
-        mapped = sum(chunk.nbytes for chunk in self.vectors.chunks)
-        lookup = 3 * self.vectors.fact_ids_N.nbytes
-        return mapped + lookup + (self.index.nbytes if self.index is not None else 0)
+        indexes = (index.nbytes for index in (self.main.index, self.delta_index) if index is not None)
+        return self.main.rows.nbytes + self.delta.nbytes + sum(indexes)
 
 
 class Shard:
@@ -155,25 +194,45 @@ class Shard:
 
     def load(self, generation: int) -> int:
         """Make a generation ready to search; returns its rows here. The generations in use go on serving."""
-        return self._snapshot(generation).vectors.num_rows
+        return self._snapshot(generation).num_rows
 
     def search(self, generation: int, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
         """The best k rows of this shard in one generation; see MipsIndex.search."""
-        return self._snapshot(generation).require_index().search(queries_BD, k)
+        return self._snapshot(generation).search(queries_BD, k)
 
     def fetch(self, generation: int, fact_ids_C: NDArray[np.int64], columns: Sequence[str] | None) -> FoundFacts:
         """The fact rows that this shard holds, as copies that outlive the mapping."""
-        snapshot = self._snapshot(generation)
-        positions_F, rows_F = snapshot.locate(fact_ids_C)
-        table = snapshot.facts if columns is None else snapshot.facts.select(list(columns))
-        return FoundFacts(positions_F, table.take(pa.array(rows_F)) if len(rows_F) else table.slice(0, 0))
+        found = self._snapshot(generation).find(fact_ids_C)
+        tables = []
+        for rows, _, rows_F in found:
+            if len(rows_F):
+                table = rows.facts if columns is None else rows.facts.select(list(columns))
+                tables.append(table.take(pa.array(rows_F)))
+        names = FACTS_SCHEMA.names if columns is None else list(columns)
+        nothing = FACTS_SCHEMA.empty_table().select(names)
+        positions_F = np.concatenate([positions for _, positions, _ in found])
+        return FoundFacts(positions_F, pa.concat_tables(tables) if tables else nothing)
 
     def vectors(self, generation: int, fact_ids_C: NDArray[np.int64]) -> FoundVectors:
         """The stored vectors that this shard holds, as float32 copies."""
         snapshot = self._snapshot(generation)
-        snapshot.require_index()
-        positions_F, rows_F = snapshot.locate(fact_ids_C)
-        return FoundVectors(positions_F, snapshot.vectors.gather(rows_F))
+        snapshot.require_vectors()
+        found = snapshot.find(fact_ids_C)
+        return FoundVectors(
+            np.concatenate([positions for _, positions, _ in found]),
+            np.concatenate([rows.vectors.gather(rows_F) for rows, _, rows_F in found]),
+        )
+
+    def locate(self, generation: int, fact_ids_C: NDArray[np.int64]) -> FoundPlaces:
+        """Where the live rows of these ids lie in the part files, for those that this shard holds."""
+        found = self._snapshot(generation).find(fact_ids_C)
+        places = [rows.places(rows_F) for rows, _, rows_F in found if len(rows_F)]
+        nothing = np.zeros(0, dtype=np.int64)
+        return FoundPlaces(
+            positions_F=np.concatenate([positions for _, positions, _ in found]),
+            part_F=np.concatenate([nothing, *(part for part, _ in places)]),
+            row_F=np.concatenate([nothing, *(row for _, row in places)]),
+        )
 
     def release(self, keep_generation: int) -> None:
         """Let every other generation go, now that no caller needs it any more."""
@@ -188,7 +247,8 @@ class Shard:
             resident = tuple(sorted(self._snapshots))
         return ShardStats(
             shard=self.config.shard,
-            rows=snapshot.vectors.num_rows,
+            rows=snapshot.num_rows,
+            fresh_rows=snapshot.delta.num_rows,
             bytes=snapshot.nbytes,
             index=self.config.index,
             generation=generation,
@@ -204,7 +264,9 @@ class Shard:
         with self._load_lock:  # one load at a time; whoever waited finds it done
             held = self._held(generation)
             if held is None:
-                held = _Snapshot(self._storage, read_manifest(self._storage, generation), self.config)
+                with self._snapshots_lock:
+                    others = list(self._snapshots.values())
+                held = _Snapshot(self._storage, read_manifest(self._storage, generation), self.config, others)
                 self._hold(generation, held)
             return held
 
@@ -219,7 +281,3 @@ class Shard:
             self._snapshots[generation] = snapshot
             while len(self._snapshots) > self.config.resident:
                 self._snapshots.popitem(last=False)
-
-
-def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    return np.asarray(pc.cast(column, pa.int64()).to_numpy(), dtype=np.int64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from memory_store.disk import Entry
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
-from memory_store.manifest import Manifest, generations, manifest_path, read_manifest
+from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
 from memory_store.storage import Storage
 from memory_store.verify import GenerationCheck, VerifyReport, verify_memory
 
@@ -29,8 +29,7 @@ __all__ = [
 
 ORPHAN_AGE_S = 24 * 3600.0  # a file no manifest names may belong to a long run that has not committed yet
 
-_PART_FOLDERS = ("facts", "vectors")
-_FOLDERS = (*_PART_FOLDERS, "manifests", "pins", "quarantine")
+_FOLDERS = (*PART_FOLDERS, "manifests", "pins", "quarantine")
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")
 
 
@@ -79,7 +78,7 @@ def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
     reports = []
     for generation in known:
         manifest, problem = _read_or_problem(storage, generation)
-        parts = manifest.facts + manifest.vectors if manifest else ()
+        parts = _parts_of(manifest) if manifest else ()
         reports.append(
             GenerationReport(
                 generation=generation,
@@ -210,7 +209,7 @@ def _read_or_problem(storage: Storage, generation: int) -> tuple[Manifest | None
 
 
 def _part_files(storage: Storage) -> tuple[Entry, ...]:
-    return tuple(entry for folder in _PART_FOLDERS for entry in storage.entries(folder))
+    return tuple(entry for folder in PART_FOLDERS for entry in storage.entries(folder))
 
 
 def _temporaries(storage: Storage) -> tuple[Entry, ...]:
@@ -218,7 +217,11 @@ def _temporaries(storage: Storage) -> tuple[Entry, ...]:
 
 
 def _named_parts(manifests: Iterable[Manifest | None]) -> set[str]:
-    return {part.path for manifest in manifests if manifest for part in manifest.facts + manifest.vectors}
+    return {part.path for manifest in manifests if manifest for part in _parts_of(manifest)}
+
+
+def _parts_of(manifest: Manifest) -> tuple[Part, ...]:
+    return manifest.facts + manifest.vectors + manifest.tombstones
 
 
 def _pin_path(name: str) -> str:

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from memory_store.errors import CorruptFile, HmnError, InvalidVectors
 from memory_store.ids import IdSet
 from memory_store.manifest import Manifest, Part, generations, read_manifest
-from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_of, vectors_schema
+from memory_store.parts import (
+    FACTS_SCHEMA,
+    TOMBSTONES_SCHEMA,
+    fact_ids_of,
+    live_rows,
+    open_part,
+    vectors_of,
+    vectors_schema,
+)
 from memory_store.storage import Storage
 from memory_store.vectors import max_norm
 
@@ -60,7 +68,8 @@ def verify_memory(
     """Read every byte of every part of every generation (or of the current one) and check what a reader relies on.
 
     Checked: manifests; size, checksum, schema and values of parts; facts and vectors hold the same ids in the same
-    order; ids are unique and not negative; vectors are finite and within max_norm; each parent is the one named.
+    order; tombstones name rows that are there, by their ids, and once; ids of live rows are unique and not negative;
+    vectors are finite and within max_norm; each parent is the one named.
     progress: called with (bytes read, bytes in all). Raises MemoryNotFound; everything else is in the report.
     """
     storage = url if isinstance(url, Storage) else Storage(url)
@@ -74,7 +83,7 @@ def verify_memory(
         except HmnError as error:
             manifests[generation] = error
     readable = [manifest for manifest in manifests.values() if isinstance(manifest, Manifest)]
-    parts = {part for manifest in readable for part in manifest.facts + manifest.vectors}
+    parts = {part for manifest in readable for part in manifest.facts + manifest.vectors + manifest.tombstones}
     verifier = _Verifier(storage, parts, progress)
     checks = []
     for generation, manifest in manifests.items():
@@ -108,7 +117,8 @@ class _Verifier:
         self._progress = progress
         self._read: dict[tuple[Part, int, str | None], _Contents | str] = {}
         self._read_parts: set[Part] = set()
-        self._unique: dict[tuple[Part, ...], list[str]] = {}
+        self._tombstones: dict[Part, pa.Table | str] = {}
+        self._unique: dict[tuple[tuple[Part, ...], ...], list[str]] = {}
 
     def check(self, manifest: Manifest) -> list[str]:
         facts = [self._contents(part, FACTS_SCHEMA, 0, None) for part in manifest.facts]
@@ -126,7 +136,8 @@ class _Verifier:
                         f"{self._storage.where(part.path)}: expected the fact ids of {facts_part.path} in the same "
                         "order, found others; embed again"
                     )
-        return problems + self._check_unique(manifest, facts)
+        dead, wrong = self._check_tombstones(manifest, facts)
+        return problems + wrong + self._check_unique(manifest, facts, dead)
 
     def _contents(self, part: Part, schema: pa.Schema, dim: int, dtype: str | None) -> _Contents | str:
         """The part's contents, or the problem with it; read once for all generations that read it the same way."""
@@ -136,9 +147,7 @@ class _Verifier:
                 self._read[key] = self._open(part, schema)
             except HmnError as error:
                 self._read[key] = str(error)
-            self._read_parts.add(part)
-            if self._progress is not None:
-                self._progress(sum(read.bytes for read in self._read_parts), self.total_bytes)
+            self._note_read(part)
         return self._read[key]
 
     def _open(self, part: Part, schema: pa.Schema) -> _Contents:
@@ -165,16 +174,69 @@ class _Verifier:
             f"{manifest.generation} states, found {found.norm!r}; embed again"
         ]
 
-    def _check_unique(self, manifest: Manifest, facts: list[_Contents | str]) -> list[str]:
-        if manifest.facts not in self._unique:
+    def _check_tombstones(
+        self, manifest: Manifest, facts: list[_Contents | str]
+    ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+        """(dead rows by the path of their facts part, problems)"""
+        dead: dict[str, NDArray[np.int64]] = {}
+        problems = []
+        contents = {part.path: found for part, found in zip(manifest.facts, facts, strict=True)}
+        for part in manifest.tombstones:
+            table = self._read_tombstones(part)
+            if isinstance(table, str):
+                problems.append(table)
+                continue
+            where = self._storage.where(part.path)
+            named, row_N = table.column("part").combine_chunks(), np.asarray(table.column("row"))
+            for code, path in enumerate(named.dictionary.to_pylist()):
+                of_part_N = np.asarray(named.indices) == code
+                rows, fact_ids = row_N[of_part_N], fact_ids_of(table)[of_part_N]
+                held = contents.get(path)
+                if held is None:
+                    problems.append(f"{where}: expected rows of parts of the generation, found {path}; build it again")
+                    continue
+                if isinstance(held, str):
+                    continue  # reported with the part itself
+                within_N = (rows >= 0) & (rows < len(held.fact_ids_N))
+                if not within_N.all() or (held.fact_ids_N[rows] != fact_ids).any():
+                    problems.append(f"{where}: expected the rows and ids of {path}, found others; build it again")
+                    continue
+                before = dead.get(path, np.zeros(0, dtype=np.int64))
+                dead[path] = np.concatenate([before, rows])
+                if len(np.unique(dead[path])) != len(dead[path]):
+                    problems.append(f"{where}: expected every row of {path} once, found one again; build it again")
+        return dead, problems
+
+    def _read_tombstones(self, part: Part) -> pa.Table | str:
+        if part not in self._tombstones:
+            try:
+                self._tombstones[part] = open_part(self._storage, part, TOMBSTONES_SCHEMA)
+            except HmnError as error:
+                self._tombstones[part] = str(error)
+            self._note_read(part)
+        return self._tombstones[part]
+
+    def _check_unique(
+        self, manifest: Manifest, facts: list[_Contents | str], dead: dict[str, NDArray[np.int64]]
+    ) -> list[str]:
+        key = (manifest.facts, manifest.tombstones)
+        if key not in self._unique:
             ids, problems = IdSet(), []
             for part, found in zip(manifest.facts, facts, strict=True):
-                twice = ids.add(found.fact_ids_N) if isinstance(found, _Contents) else None
+                if not isinstance(found, _Contents):
+                    continue
+                live = live_rows(len(found.fact_ids_N), dead.get(part.path))
+                twice = ids.add(found.fact_ids_N[live])
                 if twice is not None:
                     where = self._storage.where(part.path)
                     problems.append(f"{where}: expected every fact id once, found {twice} again; build it again")
-            self._unique[manifest.facts] = problems
-        return self._unique[manifest.facts]
+            self._unique[key] = problems
+        return self._unique[key]
+
+    def _note_read(self, part: Part) -> None:
+        self._read_parts.add(part)
+        if self._progress is not None:
+            self._progress(sum(read.bytes for read in self._read_parts), self.total_bytes)
 
 
 def _check_parent(storage: Storage, manifest: Manifest, manifests: dict[int, Manifest | HmnError]) -> list[str]:

@@ -37,7 +37,7 @@ from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
 
 # N rows appended at once, D dimension
 
-__all__ = ["PART_ROWS", "MemoryWriter"]
+__all__ = ["PART_ROWS", "MemoryWriter", "as_facts", "check_fact_ids", "most_part_rows"]
 
 PART_ROWS = 131_072
 _PART_BYTES = 128 << 20  # of vectors, or of facts: what a writer holds at most before it writes a part
@@ -75,7 +75,7 @@ class MemoryWriter:
         self._storage = url if isinstance(url, Storage) else Storage(url)
         self._dim = int(dim)
         self._dtype = dtype
-        self._part_rows = max(1, min(part_rows, _PART_BYTES // (self._dim * DTYPES[dtype].itemsize)))
+        self._part_rows = most_part_rows(part_rows, self._dim, dtype)
         self._note = note
         self._open = False
         self._commit_id = uuid4().hex
@@ -128,11 +128,11 @@ class MemoryWriter:
         if not self._open:
             raise ConfigError("append outside of `with MemoryWriter(...) as writer:`; move it inside")
         vectors_ND = stored_vectors(vectors, self._dim, self._dtype)
-        table = _as_facts(facts)
+        table = as_facts(facts)
         if table.num_rows != len(vectors_ND):
             raise InvalidVectors(f"expected one vector per fact ({table.num_rows:,}), found {len(vectors_ND):,}")
         fact_ids_N = fact_ids_of(table)
-        _check_ids(fact_ids_N)
+        check_fact_ids(fact_ids_N)
         norm = max_norm(vectors_ND, fact_ids_N)
         self._claim(fact_ids_N)
         self._max_norm = max(self._max_norm, norm)
@@ -216,7 +216,13 @@ class MemoryWriter:
                     self._storage.delete(f"{folder}/{self._commit_id}-{number:05d}.arrow")
 
 
-def _as_facts(facts: pa.Table) -> pa.Table:
+def most_part_rows(part_rows: int | None, dim: int, dtype: str | None) -> int:
+    """Rows of a part at most: as asked, PART_ROWS by default, and no more bytes of vectors than a part may have."""
+    bytes_per_row = dim * DTYPES[dtype].itemsize if dtype else 1
+    return max(1, min(part_rows or PART_ROWS, _PART_BYTES // bytes_per_row))
+
+
+def as_facts(facts: pa.Table) -> pa.Table:
     """The table with exactly the columns of FACTS_SCHEMA; those not given are null."""
     if isinstance(facts, pa.RecordBatch):
         facts = pa.Table.from_batches([facts])
@@ -250,7 +256,8 @@ def _nulls(rows: int, kind: pa.DataType) -> pa.Array:
     return pa.nulls(1, kind).take(pa.array(np.zeros(rows, dtype=np.int64)))
 
 
-def _check_ids(fact_ids_N: NDArray[np.int64]) -> None:
+def check_fact_ids(fact_ids_N: NDArray[np.int64]) -> None:
+    """InputError for a negative id, which would be taken for a gap in an answer."""
     if len(fact_ids_N) and int(fact_ids_N.min()) < 0:
         row = int(np.argmax(fact_ids_N < 0))
         raise InputError(f"expected fact ids of at least 0, found {fact_ids_N[row]} in row {row}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from memory_store.errors import DuplicateFact
 from memory_store.manifest import Part
-from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part
+from memory_store.parts import FACTS_SCHEMA, dead_rows, fact_ids_of, live_rows, open_part
 from memory_store.storage import Storage
 from pipeline.facts import hash_texts
 
@@ -39,18 +39,27 @@ def refuse_duplicates(storage: Storage, parts: Sequence[Part]) -> None:
             raise DuplicateFact(_named(storage, parts, ids, int(equal[0])))
 
 
-def same_facts(storage: Storage, parts: Sequence[Part], others: Sequence[Part]) -> bool:
-    """Whether two sets of parts hold the same facts, however these are spread over the parts."""
-    if sum(part.rows for part in parts) != sum(part.rows for part in others):
+def same_facts(
+    storage: Storage, parts: Sequence[Part], others: Sequence[Part], *, tombstones: Sequence[Part] = ()
+) -> bool:
+    """Whether two sets of parts hold the same facts, however these are spread over the parts.
+
+    tombstones: name rows of `parts` that count no more.
+    """
+    dead_count = sum(part.rows for part in tombstones)
+    if sum(part.rows for part in parts) - dead_count != sum(part.rows for part in others):
         return False
-    return _digest(storage, parts) == _digest(storage, others)
+    return _digest(storage, parts, tombstones) == _digest(storage, others, ())
 
 
-def _digest(storage: Storage, parts: Sequence[Part]) -> int:
+def _digest(storage: Storage, parts: Sequence[Part], tombstones: Sequence[Part]) -> int:
     """The sum of a hash of each fact: it does not depend on their order."""
     total = 0
+    dead = dead_rows(storage, parts, tombstones)
     for part in parts:
         table = open_part(storage, part, FACTS_SCHEMA).drop_columns("features")
+        if part.path in dead:
+            table = table.take(pa.array(live_rows(table.num_rows, dead[part.path])))
         for batch in table.to_batches(max_chunksize=_FACTS_AT_ONCE):
             texts = [batch.column("fact_id").cast(pa.string()), batch.column("subject")]
             for name in ("aliases", "object_ids", "objects"):

@@ -221,9 +221,11 @@ class _Run:
         return commit(self.storage, new, requires=ParentGeneration(plan.parent_generation))
 
     def is_nothing_new(self, parent: Manifest, parts: tuple[Part, ...]) -> bool:
-        if [part.checksum for part in parent.facts] == [part.checksum for part in parts]:
+        same_parts = [part.checksum for part in parent.facts] == [part.checksum for part in parts]
+        if same_parts and not parent.tombstones:
             return True
-        return same_facts(self.storage, parent.facts, parts)  # they may only be spread over other parts
+        # they may only be spread over other parts
+        return same_facts(self.storage, parent.facts, parts, tombstones=parent.tombstones)
 
     def summary(
         self,
@@ -256,7 +258,8 @@ def _in_order(answers: dict[int, list[Staged]]) -> list[Staged]:
 
 
 def _count_entities(storage: Storage, manifest: Manifest) -> int:
-    """Every entity's facts are in one part."""
-    return sum(
-        pc.count_distinct(table["subject_id"]).as_py() for table in scan_facts(storage, manifest, ["subject_id"])
-    )
+    """Every entity's facts are in one part of an ingest; what was upserted since may name the same entities."""
+    tables = scan_facts(storage, manifest, ["subject_id"])
+    if manifest.delta_parts:
+        return len(set().union(*(pc.unique(table["subject_id"]).to_pylist() for table in tables)))
+    return sum(pc.count_distinct(table["subject_id"]).as_py() for table in tables)

@@ -78,8 +78,9 @@ def plan_ingest(
             f"the memory at {storage.shown} groups facts by {parent.grouping!r}, not by {grouping!r}; use its "
             "grouping, or ingest into a new memory"
         )
+    tombstones = parent.tombstones if parent else ()
     known: list[Piece] = [
-        KnownFacts(source=number, url=storage.url, part=part, grouping=grouping)
+        KnownFacts(source=number, url=storage.url, part=part, tombstones=tombstones, grouping=grouping)
         for number, part in enumerate(parent.facts if parent else ())
     ]
     options = {"grouping": grouping, "segment_bytes": segment_bytes, "rows_per_part": rows_per_part}
@@ -123,7 +124,8 @@ def _holds_already(
 ) -> bool:
     """Whether the facts of the current generation were made by this very ingest: it was killed late, or is repeated."""
     manifest = current
-    while manifest is not None and current is not None and manifest.facts == current.facts:
+    held = (current.facts, current.tombstones) if current is not None else None
+    while manifest is not None and (manifest.facts, manifest.tombstones) == held:
         parent = None
         if manifest.parent is not None:
             try:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from memory_store.errors import InputError
 from memory_store.manifest import Part
-from memory_store.parts import FACTS_SCHEMA, open_part
+from memory_store.parts import FACTS_SCHEMA, dead_rows, live_rows, open_part
 from memory_store.storage import Storage
 from pipeline.facts import NAMES_SCHEMA, TRIPLES_SCHEMA, fact_ids
 from pipeline.sources.delimited import parse_delimited
@@ -83,11 +83,12 @@ class FilePiece:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFacts:
-    """One part of the facts that the memory has already, to be merged with new ones."""
+    """One part of the facts that the memory has already, to be merged with new ones; its dead rows are left out."""
 
     source: int
     url: str
     part: Part
+    tombstones: tuple[Part, ...]
     grouping: str
 
     only_segment = 0
@@ -101,6 +102,12 @@ class KnownFacts:
             return
         storage = Storage(self.url)
         facts = open_part(storage, self.part, FACTS_SCHEMA)
+        dead = dead_rows(storage, [self.part], self.tombstones)
+        if self.part.path in dead:
+            facts = facts.take(pa.array(live_rows(facts.num_rows, dead[self.part.path]))).combine_chunks()
+        if not facts.num_rows:
+            yield 0, Parsed()
+            return
         without_nulls = all(facts.column(name).null_count == 0 for name in FACTS_SCHEMA.names[:-1])
         if not without_nulls or not pc.min(pc.list_value_length(facts.column("object_ids"))).as_py():
             raise InputError(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from memory_store.compaction import compact
 from memory_store.disk import Disk
 from memory_store.errors import CommitUnknown, MemoryNotFound, StorageFailed
 from memory_store.manifest import ParentGeneration, ReplaceVectors, apply_change, commit, read_manifest
@@ -23,6 +25,7 @@ from memory_store.parts import fact_ids_of, scan_facts, vectors_table, write_par
 from memory_store.storage import Storage
 from memory_store.upkeep import inspect_memory, sweep, verify_memory
 from memory_store.writer import MemoryWriter
+from memory_store.writes import delete_facts, locate_on_disk, upsert_facts
 
 OLD_IDS = [1, 2, 3]
 NEW_IDS = [6, 7, 8, 9]
@@ -209,7 +212,7 @@ def embed_again(storage: Storage) -> None:
 
 
 def state_of(path: Path) -> tuple[int, list[int], str | None]:
-    """Generation, fact ids and encoder as a reader with a healthy disk finds them; every byte verified."""
+    """Generation, sorted fact ids and encoder as a reader with a healthy disk finds them; every byte verified."""
     storage = Storage(path, disk=QuickDisk())
     try:
         manifest = read_manifest(storage)
@@ -217,7 +220,7 @@ def state_of(path: Path) -> tuple[int, list[int], str | None]:
         return 0, [], None
     assert verify_memory(storage).problems == ()
     ids = [fact_id for table in scan_facts(storage, manifest, ["fact_id"]) for fact_id in fact_ids_of(table).tolist()]
-    return manifest.generation, ids, manifest.encoder
+    return manifest.generation, sorted(ids), manifest.encoder
 
 
 def work_goes_on(path: Path, generation: int, ids: list[int]) -> None:
@@ -252,11 +255,33 @@ def append_new(storage: Storage) -> None:
     append(storage, NEW_IDS)
 
 
+def upsert_some(storage: Storage) -> None:
+    """Overwrites one fact and adds one."""
+    upsert_facts(storage, facts([2, 6]), vectors([2, 6]), locate=partial(locate_on_disk, storage))
+
+
+def delete_some(storage: Storage) -> None:
+    delete_facts(storage, [3, 1], locate=partial(locate_on_disk, storage))
+
+
+def make_changed(storage: Storage) -> None:
+    append(storage, OLD_IDS)
+    upsert_some(storage)
+    delete_some(storage)
+
+
+def compact_all(storage: Storage) -> None:
+    compact(storage)
+
+
 OLD = (1, OLD_IDS, None)
 SCENARIOS = [
     pytest.param(make_nothing, append_new, (0, [], None), (1, NEW_IDS, None), id="a first generation"),
     pytest.param(make_old, append_new, OLD, (2, [*OLD_IDS, *NEW_IDS], None), id="an append"),
     pytest.param(make_old, embed_again, OLD, (2, OLD_IDS, "again"), id="new vectors"),
+    pytest.param(make_old, upsert_some, OLD, (2, [1, 2, 3, 6], None), id="an upsert"),
+    pytest.param(make_old, delete_some, OLD, (2, [2], None), id="a delete"),
+    pytest.param(make_changed, compact_all, (3, [2, 6], None), (4, [2, 6], None), id="a compaction"),
 ]
 
 
@@ -399,6 +424,7 @@ import sys
 import numpy as np, pyarrow as pa
 from memory_store.errors import GenerationConflict
 from memory_store.writer import MemoryWriter
+from memory_store.writes import delete_facts, locate_on_disk, upsert_facts
 url, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()

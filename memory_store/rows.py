@@ -1,0 +1,137 @@
+"""Rows of a shard as they lie in part files: ids, vectors and a lookup at once, facts when first asked for."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from memory_store.errors import CorruptFile
+from memory_store.manifest import Manifest, Part
+from memory_store.mips.base import ShardVectors
+from memory_store.parts import FACTS_SCHEMA, live_rows, open_part, vectors_of
+from memory_store.placement import Slice
+from memory_store.storage import Storage
+
+# N rows here, D dimension, C fact ids asked for, F of them found, M rows that are dead
+
+__all__ = ["Rows"]
+
+DeadRows = Mapping[str, NDArray[np.int64]]
+"""Rows of facts parts that are deleted or overwritten, by the path of the part; see parts.dead_rows."""
+
+_FIRST_STAND_IN = -2  # -1 stands for no fact
+
+
+class Rows:
+    """The rows of some slices of parts. Never changes, so generations share it.
+
+    without_dead: leave the dead rows out (that copies, so it is for few rows); otherwise they stay, `dead_here` tells
+    which they are, and a dead row whose fact lives on in another row here goes by a stand-in id below -1, so that ids
+    are unique. A row that is dead in one generation is dead in every generation with the same parts that holds the
+    other row, so the stand-ins hold for all that share this.
+    """
+
+    def __init__(
+        self, storage: Storage, manifest: Manifest, slices: Sequence[Slice], dead: DeadRows, *, without_dead: bool
+    ) -> None:
+        self._storage = storage
+        self._facts_parts = manifest.facts
+        self._slices = slices
+        self._generation = manifest.generation
+        self._starts = np.cumsum([0, *(piece.rows for piece in slices)])
+        placed = manifest.vectors or manifest.facts
+        tables = [_open_slice(storage, placed, piece) for piece in slices]
+        self._ids_N = np.concatenate([np.zeros(0, dtype=np.int64), *(_int64(table["fact_id"]) for table in tables)])
+        chunks = [vectors_of(table) for table in tables] if manifest.vectors else []
+        for chunk in chunks:
+            if chunk.shape[1] != manifest.dim:
+                raise CorruptFile(
+                    f"generation {manifest.generation}: expected vectors of dimension {manifest.dim}, "
+                    f"found {chunk.shape[1]}; run `hmn verify`"
+                )
+        dead_M = self.dead_here(dead)
+        self._kept_N: NDArray[np.int64] | None = None  # numbers within the slices, where rows were left out
+        ids_N = self._ids_N
+        if without_dead and len(dead_M):
+            self._kept_N = live_rows(len(ids_N), dead_M)
+            if chunks:
+                chunks = [ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim).gather(self._kept_N)]
+            self._ids_N = ids_N = ids_N[self._kept_N]
+        elif len(dead_M):
+            ids_N = _with_stand_ins(ids_N, dead_M)
+        self.vectors = ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim)
+        self._row_by_rank_N = np.argsort(ids_N, kind="stable")
+        self._sorted_ids_N = ids_N[self._row_by_rank_N]
+
+    @property
+    def num_rows(self) -> int:
+        return self.vectors.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        return sum(chunk.nbytes for chunk in self.vectors.chunks) + 3 * self.vectors.fact_ids_N.nbytes
+
+    @cached_property
+    def facts(self) -> pa.Table:
+        """The fact rows, in the row order of the vectors; their ids are held against the vectors' ids."""
+        tables = [_open_slice(self._storage, self._facts_parts, piece) for piece in self._slices]
+        if not tables:
+            return FACTS_SCHEMA.empty_table()
+        table = pa.concat_tables(tables)
+        if self._kept_N is not None:
+            table = table.take(pa.array(self._kept_N))
+        if not np.array_equal(_int64(table["fact_id"]), self._ids_N):
+            raise CorruptFile(
+                f"generation {self._generation}: expected facts and vectors with the same ids in the same "
+                "order, found others; run `hmn verify`"
+            )
+        return table
+
+    def find(self, fact_ids_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(positions [F] in the request, rows [F] here) of the ids that are here, dead or alive."""
+        if len(self._sorted_ids_N) == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        rank_C = np.searchsorted(self._sorted_ids_N, fact_ids_C).clip(max=len(self._sorted_ids_N) - 1)
+        positions_F = np.flatnonzero((self._sorted_ids_N[rank_C] == fact_ids_C) & (fact_ids_C >= 0))
+        return positions_F, self._row_by_rank_N[rank_C[positions_F]]
+
+    def dead_here(self, dead: DeadRows) -> NDArray[np.int64]:
+        """The numbers of the dead rows [M] within the slices, sorted."""
+        found = [np.zeros(0, dtype=np.int64)]
+        for piece, first in zip(self._slices, self._starts, strict=False):
+            of_part = dead.get(self._facts_parts[piece.part].path)
+            if of_part is not None:
+                start, stop = np.searchsorted(of_part, [piece.start, piece.stop])
+                found.append(of_part[start:stop] - piece.start + first)
+        return np.concatenate(found)
+
+    def places(self, rows_F: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(position [F] of the part in the manifest, row [F] in that part) of rows here."""
+        numbers_F = rows_F if self._kept_N is None else self._kept_N[rows_F]
+        slice_F = np.searchsorted(self._starts, numbers_F, side="right") - 1
+        parts = np.array([piece.part for piece in self._slices], dtype=np.int64)
+        first = np.array([piece.start for piece in self._slices], dtype=np.int64)
+        return parts[slice_F], numbers_F - self._starts[slice_F] + first[slice_F]
+
+
+def _with_stand_ins(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ids, unique: a dead row whose id another row has too goes by -2 minus its number."""
+    values, count = np.unique(ids_N, return_counts=True)
+    repeated = values[count > 1]
+    if not len(repeated):
+        return ids_N
+    hidden_M = dead_M[np.isin(ids_N[dead_M], repeated)]
+    replaced_N = ids_N.copy()
+    replaced_N[hidden_M] = _FIRST_STAND_IN - hidden_M
+    return replaced_N
+
+
+def _open_slice(storage: Storage, parts: Sequence[Part], piece: Slice) -> pa.Table:
+    return open_part(storage, parts[piece.part]).slice(piece.start, piece.rows)
+
+
+def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(pc.cast(column, pa.int64()).to_numpy(), dtype=np.int64)
