@@ -109,7 +109,9 @@ class GroupScorer:
             if self._row_scale != 1:
                 gathered_nD *= self._row_scale
             products_PgD = gathered_nD.view(-1, GROUP_ROWS, dim)
-            query_pD = torch.index_select(self._narrow_BD, 0, ordered_query_P[part], out=factors_pD[: len(products_PgD)])
+            query_pD = torch.index_select(
+                self._narrow_BD, 0, ordered_query_P[part], out=factors_pD[: len(products_PgD)]
+            )
             products_PgD *= query_pD.unsqueeze(1)
             torch.sum(products_PgD, dim=2, out=ordered_Pg[part])
         scores_Pg = np.empty(row_Pg.shape)
