@@ -2,6 +2,7 @@
 
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, BinaryIO
@@ -111,7 +112,10 @@ def newest_checkpoint(storage: Storage) -> CheckpointInfo | None:
 
 
 def load_checkpoint(storage: Storage, info: CheckpointInfo) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, verified. Raises CorruptFile if the file is missing, truncated or altered."""
+    """The tensors of a checkpoint, verified; not to be written to.
+
+    Raises CorruptFile if the file is missing, truncated or altered.
+    """
     where = storage.where(info.path)
     try:
         content = storage.read_bytes(info.path)
@@ -128,9 +132,12 @@ def load_checkpoint(storage: Storage, info: CheckpointInfo) -> dict[str, Tensor]
     header = json.loads(content[8 : 8 + head_bytes])
     body = memoryview(content)[8 + head_bytes :]
     tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            raw = torch.frombuffer(bytearray(body[start:end]), dtype=torch.uint8) if end > start else torch.empty(0)
-            tensors[name] = raw.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    with warnings.catch_warnings():
+        # Whoever loads a checkpoint copies from it; a second copy here would be gigabytes for nothing.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                raw = torch.frombuffer(body[start:end], dtype=torch.uint8) if end > start else torch.empty(0)
+                tensors[name] = raw.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
     return tensors

@@ -55,7 +55,8 @@ class TrainConfig:
     """[train]: how the model learns.
 
     epochs: passes over the training questions. batch_questions: B. k, candidates: as KMipsAttention takes them.
-    table_rate: Adagrad's rate for feature tables; network_rate: Adam's for everything else; both decay linearly to 0.
+    table_rate: Adagrad's rate for feature tables; network_rate: Adam's for everything else but the network that
+    reads words, which has reader_rate; all decay linearly to 0.
     table_damping: the size of a question's gradient, per element of a row, below which a row hardly moves.
     feature_dropout: share of a question's features hidden in training. swap_subjects: share of the questions whose
     subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
@@ -70,6 +71,7 @@ class TrainConfig:
     table_rate: float = 0.03
     table_damping: float = 0.0
     network_rate: float = 0.003
+    reader_rate: float = 0.003
     feature_dropout: float = 0.2
     swap_subjects: float = 0.8
     refresh_every_steps: int = 50
@@ -85,6 +87,7 @@ class TrainConfig:
         at_least("train.table_rate", self.table_rate, 0)
         at_least("train.table_damping", self.table_damping, 0)
         at_least("train.network_rate", self.network_rate, 0)
+        at_least("train.reader_rate", self.reader_rate, 0)
         between("train.feature_dropout", self.feature_dropout, 0, 1)
         between("train.swap_subjects", self.swap_subjects, 0, 1.0001)
         at_least("train.refresh_every_steps", self.refresh_every_steps, 1)

@@ -20,7 +20,7 @@ from pipeline.features import words
 
 __all__ = ["Batch", "Paths", "Questions", "TrainingData", "steps_per_epoch"]
 
-_SWAP = 1  # names the stream of random numbers: (seed, stream, step)
+_SWAP = 1  # names the stream of random numbers: (seed, stream, step or epoch, member)
 _ORDER = 2
 
 
@@ -111,6 +111,8 @@ class _Subjects:
 class TrainingData:
     """Deterministic batches: what step s shows follows from the seed and s alone, so a resumed run sees the same.
 
+    Each member of an encoder has an order and swapped subjects of its own.
+
     Half the questions of an epoch (`swap`) ask about another subject that the memory has the same relation of: "where
     was ann born" becomes "where was bob born", with bob's fact as gold. The names a model meets are then those of the
     whole memory, not the few of the training questions, and the way of asking is what is left to learn by heart.
@@ -147,15 +149,15 @@ class TrainingData:
     def __len__(self) -> int:
         return len(self._questions)
 
-    def batch(self, step: int, rank: int = 0, workers: int = 1) -> Batch:
-        """The questions of a step (from 0), or the share of one of several workers."""
+    def batch(self, step: int, rank: int = 0, workers: int = 1, *, member: int = 0) -> Batch:
+        """The questions of a step (from 0) for one member, or the share of one of several workers."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order_Q = np.random.default_rng([self._seed, _ORDER, epoch]).permutation(len(self._questions))
+        order_Q = np.random.default_rng([self._seed, _ORDER, epoch, member]).permutation(len(self._questions))
         picked_B = order_Q[place * self._batch : (place + 1) * self._batch]
         key_B = self._questions.key_Q[picked_B].copy()
         texts = [self._texts[number] for number in picked_B]
         if self._swap > 0:
-            draw_3B = np.random.default_rng([self._seed, _SWAP, step]).random((3, len(picked_B)))
+            draw_3B = np.random.default_rng([self._seed, _SWAP, step, member]).random((3, len(picked_B)))
             for row, number in enumerate(picked_B):
                 frame = self._frames[number]
                 if frame is not None and draw_3B[0, row] < self._swap:

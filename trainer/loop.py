@@ -171,6 +171,7 @@ def train_worker(
         encoder,
         table_rate=config.train.table_rate,
         network_rate=config.train.network_rate,
+        reader_rate=config.train.reader_rate,
         table_damping=config.train.table_damping,
         batch_questions=config.train.batch_questions,
     )
@@ -180,9 +181,9 @@ def train_worker(
         encoder.fit(FactFeatures.from_table(table) for table in tables)
     else:
         restore(load_checkpoint(run_storage, found), encoder, optimizers)
-    total = config.train.epochs * data.steps_per_epoch
+    steps = config.train.epochs * data.steps_per_epoch
     if config.train.max_steps:
-        total = min(total, config.train.max_steps)
+        steps = min(steps, config.train.max_steps)
     first = found.step if found else 0
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
@@ -196,7 +197,7 @@ def train_worker(
             attention=attention,
             data=data,
             run_storage=run_storage,
-            total=total,
+            steps=steps,
             rank=rank,
             average=average,
             wait=wait,
@@ -207,7 +208,11 @@ def train_worker(
 
 @dataclass(kw_only=True)
 class _Run:
-    """The state of a run between its steps."""
+    """The state of a run between its steps. steps: of each member; they are trained one after the other.
+
+    While a member learns, the memory holds its vectors alone, which makes searches and refreshes as fast as they can
+    be; for a checkpoint and at the end it is embedded by all.
+    """
 
     config: RunConfig
     memory: Memory
@@ -216,7 +221,7 @@ class _Run:
     attention: KMipsAttention
     data: TrainingData
     run_storage: Storage
-    total: int
+    steps: int
     rank: int
     average: Average | None
     wait: Callable[[int], int]
@@ -226,68 +231,80 @@ class _Run:
     def train(self, first: int, found: CheckpointInfo | None) -> dict[str, Any]:
         settings = self.config.train
         refresher = Refresher(self.memory, self.encoder, name=_pin_name(self.config), dtype=self.config.memory.dtype)
-        facts = EncodedFacts(self.memory, self.encoder)
         metrics = MetricsStream(Path(self.config.run_dir), resume_step=first) if self.rank == 0 else None
         self.encoder.train()
         self.attention.train()
         if found is not None and self.rank == 0:
             self.loss = _last_loss(self.config.run_dir)
         generation = found.generation if found is not None else 0
-        refreshes = first // settings.refresh_every_steps
-        for step in range(first, self.total):
-            if step % settings.refresh_every_steps == 0:
+        members = len(self.encoder.members)
+        facts = [EncodedFacts(self.memory, self.encoder, member=member) for member in range(members)]
+        total = members * self.steps
+        for step in range(first, total):
+            member, own_step = divmod(step, self.steps)
+            refreshes, steps_since = divmod(own_step, settings.refresh_every_steps)
+            if steps_since == 0:
                 checkpoint = refreshes % settings.checkpoint_every_refreshes == 0 and step > first
-                generation = self._refresh(refresher, step, checkpoint=checkpoint)
-                refreshes += 1
+                if checkpoint:
+                    generation = self._checkpoint(refresher, step, total)
+                if not checkpoint or members > 1:  # of one member, the checkpoint has embedded all there is
+                    generation = self._refresh(refresher, member)
             generator = torch.Generator().manual_seed((self.config.seed << 32) + step * settings.workers + self.rank)
             report = training_step(
                 self.encoder,
                 self.attention,
-                facts,
-                self.data.batch(step, self.rank, settings.workers),
+                facts[member],
+                self.data.batch(own_step, self.rank, settings.workers, member=member),
                 self.optimizers,
-                decay=1 - step / self.total,
+                member=member,
+                decay=1 - own_step / self.steps,
                 feature_dropout=settings.feature_dropout,
                 generator=generator,
                 average=self.average,
             )
             self.loss = report.loss
             done = step + 1
-            if metrics is not None and (done % _REPORT_EVERY_STEPS == 0 or done == self.total):
+            if metrics is not None and (done % _REPORT_EVERY_STEPS == 0 or done == total):
                 metrics.write(
                     "train",
                     done,
                     {"loss": report.loss, "candidates": report.candidates, "softmax_size": report.softmax_size},
                     {"step_s": report.step_s, "search_s": report.search_s},
                 )
-                self.progress("train", done, self.total, unit="steps", note=f"loss {report.loss:.3f}")
-        if self.total > first:
-            generation = self._refresh(refresher, self.total, checkpoint=True)
+                self.progress("train", done, total, unit="steps", note=f"loss {report.loss:.3f}")
+        if total > first:
+            generation = self._checkpoint(refresher, total, total)
         if metrics is not None:
             metrics.close()
-        return {"steps": self.total, "loss": self.loss, "generation": generation}
+        return {"steps": total, "loss": self.loss, "generation": generation}
 
-    def _refresh(self, refresher: Refresher, step: int, *, checkpoint: bool) -> int:
+    def _refresh(self, refresher: Refresher, member: int | None) -> int:
         """Embed with the model as it is; rank 0 commits, the others wait and serve what it committed."""
-        generation = refresher.refresh() if self.rank == 0 else 0
+        generation = refresher.refresh(member=member) if self.rank == 0 else 0
         generation = self.wait(generation)
-        if self.rank != 0:
+        if self.rank == 0:
+            refresher.sweep()
+        else:
             self.memory.refresh(generation)
-            return generation
-        if checkpoint:
+        return generation
+
+    def _checkpoint(self, refresher: Refresher, step: int, total: int) -> int:
+        """Embed with all members and save everything; the generation is kept for as long as the checkpoint is."""
+        generation = self._refresh(refresher, None)
+        if self.rank == 0:
             refresher.keep(generation)
             save_checkpoint(
                 self.run_storage,
                 capture(self.encoder, self.optimizers),
                 step=step,
-                total_steps=self.total,
+                total_steps=total,
                 generation=generation,
                 memory=self.config.memory.url,
                 fingerprint=self.encoder.fingerprint(),
                 features=FEATURES_VERSION,
                 encoder=self.config.model.encoder,
             )
-        refresher.sweep()
+            refresher.sweep()
         return generation
 
 

@@ -23,9 +23,13 @@ _REMEMBERED_FACTS = 4_000_000  # about 1 GiB of features at the most; a larger m
 
 
 class FactEmbedder:
-    """Facts tables to vectors by an encoder as it is now; remembers the features of parts it has seen."""
+    """Facts tables to vectors by an encoder as it is now; remembers the features of parts it has seen.
+
+    member: the member of the encoder that is asked, or all.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
+        self.member: int | None = None
         self._encoder = encoder
         self._remembered: dict[str, FactFeatures] = {}
         self._facts = 0
@@ -36,7 +40,7 @@ class FactEmbedder:
         was_training = self._encoder.training
         self._encoder.eval()
         with torch.no_grad():
-            fact_ND = self._encoder.encode_facts(features).numpy()
+            fact_ND = self._encoder.encode_facts(features, member=self.member).numpy()
         self._encoder.train(was_training)
         return fact_ND
 
@@ -69,13 +73,14 @@ class Refresher:
         self._note = f"refresh of {name}"
         self._dtype = dtype
 
-    def refresh(self, committed: Callable[[int], None] | None = None) -> int:
-        """Embed all facts as the encoder is now, commit, serve; returns the generation."""
+    def refresh(self, committed: Callable[[int], None] | None = None, *, member: int | None = None) -> int:
+        """Embed all facts as the encoder, or one member of it, is now; commit, serve; returns the generation."""
+        self._embedder.member = member
         summary = embed(
             self._memory.url,
             lambda: self._embedder,
-            fingerprint=self._encoder.fingerprint(),
-            dim=self._encoder.dim,
+            fingerprint=self._encoder.fingerprint(member),
+            dim=self._encoder.dim_of(member),
             dtype=self._dtype,
             note=self._note,
         )

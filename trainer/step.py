@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.features import question_features
-from trainer.attention import FactSource, KMipsAttention, Reading
+from trainer.attention import FactSource, KMipsAttention
 from trainer.data import Batch
 from trainer.encoders.base import Encoder
 from trainer.encoders.tables import RowAdagrad
@@ -35,21 +35,29 @@ class Optimizers:
     """Row-wise Adagrad for the feature tables, Adam for everything else, one linear decay for both."""
 
     def __init__(
-        self, encoder: Encoder, *, table_rate: float, network_rate: float, table_damping: float, batch_questions: int
+        self,
+        encoder: Encoder,
+        *,
+        table_rate: float,
+        network_rate: float,
+        reader_rate: float,
+        table_damping: float,
+        batch_questions: int,
     ) -> None:
         # The loss is a mean: a question's share of a gradient shrinks with the batch, and so does what counts as noise.
         self.tables = RowAdagrad(encoder.tables, start=(table_damping / batch_questions) ** 2)
-        self.network = torch.optim.Adam(encoder.parameters(), lr=network_rate)
+        readers, others = encoder.reader_parameters()
+        self.network = torch.optim.Adam([{"params": others}, {"params": readers}], lr=network_rate)
         self._table_rate = table_rate
-        self._network_rate = network_rate
+        self._network_rates = (network_rate, reader_rate)
 
     def zero(self) -> None:
         self.network.zero_grad(set_to_none=True)
 
     def step(self, decay: float, average: Average | None = None) -> None:
-        """Apply the gradients; decay in (0, 1] multiplies both rates."""
-        for group in self.network.param_groups:
-            group["lr"] = self._network_rate * decay
+        """Apply the gradients; decay in (0, 1] multiplies all rates."""
+        for group, rate in zip(self.network.param_groups, self._network_rates, strict=True):
+            group["lr"] = rate * decay
         rows = self.tables.take_gradients()
         if average is not None:
             rows = average([p.grad for g in self.network.param_groups for p in g["params"] if p.grad is not None], rows)
@@ -64,6 +72,7 @@ def training_step(
     batch: Batch,
     optimizers: Optimizers,
     *,
+    member: int | None = None,
     decay: float = 1.0,
     feature_dropout: float = 0.0,
     generator: torch.Generator | None = None,
@@ -71,8 +80,9 @@ def training_step(
 ) -> StepReport:
     """Learn from one batch. The encoder and the attention are in training mode.
 
-    The search uses the question as it is asked, with all its features; the gradient flows through the question with
-    some of its features hidden. Dropout draws from `generator` only.
+    member: the member that learns; `facts` are then the facts as it sees them. The search uses the question as it is
+    asked, with all its features; the gradient flows through the question with some of its features hidden. Dropout
+    draws from `generator` only.
     """
     started_s = time.perf_counter()
     features = question_features(batch.texts)
@@ -80,7 +90,7 @@ def training_step(
     if attention.candidates != "full":
         encoder.eval()
         with torch.no_grad():
-            query_BD = encoder.encode_questions(features)
+            query_BD = encoder.encode_questions(features, member=member)
         encoder.train()
         searching_s = time.perf_counter()
         retrieved_BK = facts.search(query_BD.numpy(), attention.k)
@@ -88,28 +98,16 @@ def training_step(
     else:
         search_s = 0.0
     optimizers.zero()
-    query_BD = encoder.encode_questions(features, feature_dropout=feature_dropout, generator=generator)
+    query_BD = encoder.encode_questions(features, member=member, feature_dropout=feature_dropout, generator=generator)
     reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK)
-    losses_M = _losses_of_members(encoder, query_BD, reading)
-    loss = losses_M.sum()  # so that each member learns as it would alone
+    assert reading.gold_BC is not None, "training batches have gold facts"
+    loss = reading_loss(reading.logits_BC, reading.gold_BC)
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     optimizers.step(decay, average)
     return StepReport(
-        loss=losses_M.mean().item(),
+        loss=loss.item(),
         candidates=len(reading.fact_ids_C),
         softmax_size=float(reading.softmax_size_B.mean()),
         search_s=search_s,
         step_s=time.perf_counter() - started_s,
-    )
-
-
-def _losses_of_members(encoder: Encoder, query_BD: Tensor, reading: Reading) -> Tensor:
-    """[M]: each member answers for itself; one loss of their summed scores would let them lean on each other."""
-    assert reading.gold_BC is not None, "training batches have gold facts"
-    forbidden_BC = reading.logits_BC.detach().isneginf()
-    return torch.stack(
-        [
-            reading_loss(logits_BC.masked_fill(forbidden_BC, float("-inf")), reading.gold_BC)
-            for logits_BC in encoder.logits_by_member(query_BD, reading.fact_CD)
-        ]
     )

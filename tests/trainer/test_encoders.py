@@ -152,6 +152,31 @@ def test_lookups_of_one_row_are_summed() -> None:
     assert table.take_gradients() is None
 
 
+def test_features_that_share_a_row_under_one_multiplier_part_under_another() -> None:
+    feature_X = np.random.default_rng(0).integers(2**32, size=2000, dtype=np.uint32)
+    rows = [FeatureTable(torch.zeros(1024, 1), multiplier=odd).rows_of(feature_X) for odd in (2654435761, 2246822519)]
+    assert all(row.min() >= 0 and row.max() < 1024 for row in rows)
+    same = [row[:, None] == row[None, :] for row in rows]
+    pairs = same[0].sum() - len(feature_X)
+    assert ((same[0] & same[1]).sum() - len(feature_X)) / pairs < 0.02
+    with pytest.raises(ValueError, match="odd"):
+        FeatureTable(torch.zeros(4, 1), multiplier=2)
+
+
+def test_the_vectors_of_members_stand_side_by_side_and_their_scores_add_up() -> None:
+    encoder = make_encoder(ModelConfig(members=3, **SMALL), 5).eval()
+    facts, questions = FactFeatures.from_table(_facts(ROWS)), question_features(["where was ann smith born"])
+    with torch.no_grad():
+        whole = encoder.encode_questions(questions) @ encoder.encode_facts(facts).T
+        parts = [
+            encoder.encode_questions(questions, member=member) @ encoder.encode_facts(facts, member=member).T
+            for member in range(3)
+        ]
+    assert encoder.dim == 3 * encoder.dim_of(1) == encoder.dim_of(None)
+    torch.testing.assert_close(whole, sum(parts))
+    assert not torch.allclose(parts[0], parts[1])
+
+
 def test_evaluation_reads_the_table_itself() -> None:
     table = FeatureTable(torch.randn(8, 3)).eval()
     rows, place = table.lookup(np.array([1, 1]))

@@ -22,6 +22,7 @@ from trainer.config import RunConfig
 from trainer.evaluation import Evaluation, evaluate
 from trainer.loop import train
 from trainer.metrics import of_mean, read_metrics, wilson
+from trainer.run import load_run
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -98,6 +99,17 @@ def test_rows_read_by_many_questions_get_the_same_gradient_from_any_number_of_th
     assert facts[0] == facts[1] == facts[2]
 
 
+def test_members_are_trained_alone_the_first_of_two_is_what_it_would_be_by_itself(run_config: MakeConfig) -> None:
+    alone = run_config("alone", "m1")
+    both = run_config("both", "m2", model={**vars(alone.model), "members": 2})
+    train(alone)
+    assert train(both).steps == 2 * 30
+    one, two = load_run(alone.run_dir)[2], load_run(both.run_dir)[2]
+    assert two.fingerprint(0) == one.fingerprint() == one.fingerprint(0)
+    assert len({two.fingerprint(0), two.fingerprint(1), two.fingerprint()}) == 3
+    assert evaluate(both.run_dir).overall.path_accuracy >= evaluate(alone.run_dir).overall.path_accuracy - 0.05
+
+
 def test_another_seed_gives_another_run(run_config: MakeConfig) -> None:
     configs = [run_config("a", "ma", train={"max_steps": 3}), run_config("b", "mb", seed=1, train={"max_steps": 3})]
     for config in configs:
@@ -105,14 +117,16 @@ def test_another_seed_gives_another_run(run_config: MakeConfig) -> None:
     assert _facts_of(configs[0])[0] != _facts_of(configs[1])[0]
 
 
+@pytest.mark.parametrize(("members", "fails_at"), [(1, 16), (2, 34), (2, 50)])
 def test_an_interrupted_run_resumes_to_the_result_of_an_undisturbed_one(
-    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, members: int, fails_at: int
 ) -> None:
-    whole, stopped = run_config("whole", "m1"), run_config("stopped", "m2")
+    model = {**vars(run_config().model), "members": members}
+    whole, stopped = run_config("whole", "m1", model=model), run_config("stopped", "m2", model=model)
     train(whole)
     import trainer.loop
 
-    calls = {"left": 16}
+    calls = {"left": fails_at}
 
     def failing(*args: object, **kwargs: object) -> object:
         calls["left"] -= 1
@@ -125,7 +139,7 @@ def test_an_interrupted_run_resumes_to_the_result_of_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
     result = train(stopped, resume=True)
-    assert 0 < result.resumed_from <= 15
+    assert 0 < result.resumed_from < fails_at
     assert _facts_of(stopped) == _facts_of(whole)
     assert train(stopped, resume=True).resumed_from == result.steps
 

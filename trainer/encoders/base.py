@@ -25,9 +25,9 @@ class Encoder(nn.Module):
     """Questions and facts as vectors of dimension D, so that one MIPS finds the best fact.
 
     The vectors of several members stand side by side: their scores add up, and what one member learned by chance the
-    others outvote (an ensemble by concatenation). Members start from different weights, see different features hidden,
-    and learn each from a softmax of its own (`logits_by_member`). Encoders differ in the network that reads the words
-    of a question (`make_reader`).
+    others outvote (an ensemble by concatenation). Each is trained alone, from batches, candidates and a softmax of its
+    own: members that learn together make the same mistakes. Encoders differ in the network that reads the words of a
+    question (`make_reader`).
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Encoder(nn.Module):
                 hidden=config.hidden,
                 reader_hidden=config.reader_hidden,
                 entity_scale=config.entity_scale,
+                unknown_weight=config.unknown_weight,
                 generator=generator,
             )
             for _ in range(config.members)
@@ -54,10 +55,25 @@ class Encoder(nn.Module):
     def _members(self) -> list[Member]:
         return cast(list[Member], list(self.members))
 
+    def dim_of(self, member: int | None) -> int:
+        """The dimension of one member's vectors, or D."""
+        return sum(one.dim for one in self._chosen(member))
+
+    def _chosen(self, member: int | None) -> list[Member]:
+        return self._members if member is None else [self._members[member]]
+
     @property
     def tables(self) -> dict[str, FeatureTable]:
         """The feature tables, which RowAdagrad trains; everything else is an ordinary parameter."""
         return {name: module for name, module in self.named_modules() if isinstance(module, FeatureTable)}
+
+    def reader_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(the parameters of the networks that read words, all others), each in the order of their names."""
+        readers: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (readers if ".reader." in name else others).append(parameter)
+        return readers, others
 
     def fit(self, facts: Iterable[FactFeatures]) -> None:
         """Start the feature weights from how often the names of a memory have each feature; before training."""
@@ -74,30 +90,26 @@ class Encoder(nn.Module):
         self,
         questions: QuestionFeatures,
         *,
+        member: int | None = None,
         feature_dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """query_BD, float32. feature_dropout: share of the features that are hidden while the encoder is training."""
+        """query_BD, float32; of one member alone, its columns [B, D / M].
+
+        feature_dropout: share of the features that are hidden while the encoder is training.
+        """
         dropout = feature_dropout if self.training else 0.0
         queries = []
-        for member in self._members:
+        for one in self._chosen(member):
             keep_V = torch.ones(len(questions.values))
             if dropout > 0:
                 keep_V = (torch.rand(len(questions.values), generator=generator) >= dropout).float()
-            queries.append(member.encode_questions(questions, keep_V, generator))
+            queries.append(one.encode_questions(questions, keep_V, generator))
         return torch.cat(queries, dim=1)
 
-    def encode_facts(self, facts: FactFeatures) -> Tensor:
-        """fact_CD, float32."""
-        return torch.cat([member.encode_facts(facts) for member in self._members], dim=1)
-
-    def logits_by_member(self, query_BD: Tensor, fact_CD: Tensor) -> Tensor:
-        """[M, B, C]: each member's own scores; their sum over M is query . fact."""
-        members = len(self.members)
-        # one member's columns after the other's: [X, M * D'] -> [M, X, D']
-        query_MBD = query_BD.view(len(query_BD), members, -1).transpose(0, 1)
-        fact_MCD = fact_CD.view(len(fact_CD), members, -1).transpose(0, 1)
-        return torch.bmm(query_MBD, fact_MCD.mT)
+    def encode_facts(self, facts: FactFeatures, *, member: int | None = None) -> Tensor:
+        """fact_CD, float32; of one member alone, its columns [C, D / M]."""
+        return torch.cat([one.encode_facts(facts) for one in self._chosen(member)], dim=1)
 
     @torch.no_grad()
     def ask(self, questions: list[str]) -> Tensor:
@@ -109,15 +121,17 @@ class Encoder(nn.Module):
         finally:
             self.train(was_training)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, member: int | None = None) -> str:
         """Names the fact encoder: vectors of facts made under one fingerprint can be searched with each other.
 
         A hash of everything that `encode_facts` depends on, the version of the features included.
         """
         digest = xxhash.xxh3_128(FEATURES_VERSION.encode())
-        for part in (part for member in self._members for part in member.of_facts):
-            digest.update(str(tuple(part.shape)).encode())
-            digest.update(part.contiguous().numpy().reshape(-1).view(np.uint8).data)
+        for one in self._chosen(member):
+            digest.update(str(one.multiplier).encode())
+            for part in one.of_facts:
+                digest.update(str(tuple(part.shape)).encode())
+                digest.update(part.contiguous().numpy().reshape(-1).view(np.uint8).data)
         return f"{self.name}-{digest.hexdigest()[:16]}"
 
     def check_fingerprint(self, found: str | None) -> None:

@@ -32,16 +32,18 @@ class EntityPart(nn.Module):
 
     known: Tensor
 
-    def __init__(self, *, width: int, bits: int, scale: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, *, width: int, bits: int, scale: float, unknown: float, multiplier: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         vectors_VE = torch.randn(1 << bits, width, generator=generator).div_(width**0.5)
-        self.vectors = FeatureTable(vectors_VE)
-        self.question_weights = FeatureTable(torch.ones(1 << bits, 1))
-        self.name_weights = FeatureTable(torch.ones(1 << bits, 1))
+        self.vectors = FeatureTable(vectors_VE, multiplier=multiplier)
+        self.question_weights = FeatureTable(torch.ones(1 << bits, 1), multiplier=multiplier)
+        self.name_weights = FeatureTable(torch.ones(1 << bits, 1), multiplier=multiplier)
         self.register_buffer("known", torch.zeros((1 << _KNOWN_BITS) // 8, dtype=torch.uint8))
         self.scale = nn.Parameter(torch.tensor(scale))
         self.name_power = nn.Parameter(torch.tensor(1.0))
-        self.unknown_weight = 0.25
+        self.unknown_weight = unknown
 
     def fit(self, counts: NDArray[np.int64], names: int) -> None:
         """Start the weights of features at idf / largest idf. counts: how many of the names have each table row."""

@@ -27,17 +27,29 @@ class Member(nn.Module):
         hidden: int,
         reader_hidden: int,
         entity_scale: float,
+        unknown_weight: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.dim = entity_dim + relation_dim
-        self.entity = EntityPart(width=entity_dim, bits=feature_bits, scale=entity_scale, generator=generator)
+        # Features that share a row in one member do not in the next: what one confuses, the others tell apart.
+        multiplier = 2 * int(torch.randint(1 << 31, (1,), generator=generator)) + 1
+        self.multiplier = multiplier
+        self.entity = EntityPart(
+            width=entity_dim,
+            bits=feature_bits,
+            scale=entity_scale,
+            unknown=unknown_weight,
+            multiplier=multiplier,
+            generator=generator,
+        )
         self.relation = RelationPart(
             reader,
             width=relation_dim,
             hidden=hidden,
             reader_hidden=reader_hidden,
             bits=feature_bits,
+            multiplier=multiplier,
             generator=generator,
         )
 

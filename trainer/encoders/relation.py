@@ -28,13 +28,23 @@ class RelationPart(nn.Module):
     """
 
     def __init__(
-        self, reader: WordReader, *, width: int, hidden: int, reader_hidden: int, bits: int, generator: torch.Generator
+        self,
+        reader: WordReader,
+        *,
+        width: int,
+        hidden: int,
+        reader_hidden: int,
+        bits: int,
+        multiplier: int,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         question_rows, relation_rows = 1 << min(bits, _QUESTION_BITS), 1 << min(bits, _RELATION_BITS)
         spread = width**-0.5
-        self.questions = FeatureTable(torch.randn(question_rows, width, generator=generator).mul_(0.1 * spread))
-        self.relations = FeatureTable(torch.randn(relation_rows, width, generator=generator).mul_(spread))
+        vectors_QF = torch.randn(question_rows, width, generator=generator).mul_(0.1 * spread)
+        self.questions = FeatureTable(vectors_QF, multiplier=multiplier)
+        vectors_RF = torch.randn(relation_rows, width, generator=generator).mul_(spread)
+        self.relations = FeatureTable(vectors_RF, multiplier=multiplier)
         self.reader = reader
         self.reader_hidden = reader_hidden
         self.network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))

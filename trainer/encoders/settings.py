@@ -15,7 +15,8 @@ class ModelConfig:
     with its own weights; one more costs as much again and errs less. entity_dim, relation_dim: widths of the two parts
     of a member's vectors; D is their sum times the members. feature_bits: the tables of name features have
     2 ** feature_bits rows. hidden, reader_hidden: widths of the question's two networks. entity_scale: where the
-    weight of the entity part starts.
+    weight of the entity part starts. unknown_weight: of a question's features that no name of the memory has, in the
+    entity part; the others weigh 1.
     """
 
     encoder: str = "ngram"
@@ -26,11 +27,13 @@ class ModelConfig:
     hidden: int = 256
     reader_hidden: int = 128
     entity_scale: float = 16.0
+    unknown_weight: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("members", "entity_dim", "relation_dim", "hidden"):
             at_least(f"model.{name}", getattr(self, name), 1)
         at_least("model.reader_hidden", self.reader_hidden, 2)
+        at_least("model.unknown_weight", self.unknown_weight, 0)
         between("model.feature_bits", self.feature_bits, 4, 31)
 
     @property

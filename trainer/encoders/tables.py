@@ -13,7 +13,9 @@ __all__ = ["FeatureTable", "RowAdagrad", "sum_rows"]
 
 
 class FeatureTable(nn.Module):
-    """V rows of width W, indexed by feature hashes modulo V (the hashing trick: Weinberger et al. 2009).
+    """V rows of width W, indexed by feature hashes reduced to V values (the hashing trick: Weinberger et al. 2009).
+
+    multiplier: odd; with another one, other features share a row (multiplicative hashing: Dietzfelbinger et al. 1997).
 
     The table is a buffer, not a parameter: a dense gradient or optimiser state for every row would cost more than the
     step. In training, `lookup` copies the few rows a batch needs into a small leaf tensor, and remembers it until the
@@ -22,10 +24,13 @@ class FeatureTable(nn.Module):
 
     weight_VW: Tensor
 
-    def __init__(self, weight_VW: Tensor, *, learning_rate: float = 1.0) -> None:
+    def __init__(self, weight_VW: Tensor, *, multiplier: int = 1, learning_rate: float = 1.0) -> None:
         super().__init__()
         if weight_VW.ndim != 2 or len(weight_VW) & (len(weight_VW) - 1):
             raise ValueError(f"expected a table whose row count is a power of two, found {list(weight_VW.shape)}")
+        if multiplier % 2 == 0:
+            raise ValueError(f"expected an odd multiplier, found {multiplier}")
+        self.multiplier = multiplier
         self.register_buffer("weight_VW", weight_VW.contiguous())
         self.learning_rate = learning_rate
         self._pending: list[tuple[Tensor, Tensor]] = []
@@ -36,7 +41,9 @@ class FeatureTable(nn.Module):
 
     def rows_of(self, feature_X: NDArray[np.uint32]) -> NDArray[np.int64]:
         """The row of each 32-bit feature hash."""
-        return (feature_X & np.uint32(len(self) - 1)).astype(np.int64)
+        bits = len(self).bit_length() - 1
+        # The high bits of the product depend on all bits of the hash.
+        return ((feature_X * np.uint32(self.multiplier)) >> np.uint32(32 - bits)).astype(np.int64)
 
     def lookup(self, row_X: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """(rows, place): rows[place] are the rows asked for.
