@@ -147,6 +147,7 @@ def _default_step(encoder: Encoder, source: FactSource, candidates: CandidateRul
         encoder,
         table_rate=settings.table_rate,
         network_rate=settings.network_rate,
+        reader_rate=settings.reader_rate,
         table_damping=settings.table_damping,
         batch_questions=QUESTIONS,
     )
