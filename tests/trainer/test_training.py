@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from memory_store.errors import ConfigError, MemoryNotFound
 from memory_store.manifest import generations
@@ -19,6 +20,7 @@ from memory_store.upkeep import pins, verify_memory
 from trainer.ask import Answerer
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
+from trainer.encoders.registry import make_encoder
 from trainer.evaluation import Evaluation, evaluate
 from trainer.loop import train
 from trainer.metrics import of_mean, read_metrics, wilson
@@ -108,6 +110,18 @@ def test_members_are_trained_alone_the_first_of_two_is_what_it_would_be_by_itsel
     assert two.fingerprint(0) == one.fingerprint() == one.fingerprint(0)
     assert len({two.fingerprint(0), two.fingerprint(1), two.fingerprint()}) == 3
     assert evaluate(both.run_dir).overall.path_accuracy >= evaluate(alone.run_dir).overall.path_accuracy - 0.05
+
+
+def test_the_network_that_reads_words_learns_at_a_rate_of_its_own(run_config: MakeConfig) -> None:
+    config = run_config(train={"max_steps": 3, "reader_rate": 0.0})
+    train(config)
+    fresh, trained = make_encoder(config.model, config.seed), load_run(config.run_dir)[2]
+    moved = {
+        name: not torch.equal(before, after)
+        for (name, before), after in zip(fresh.named_parameters(), trained.parameters(), strict=True)
+    }
+    assert not any(changed for name, changed in moved.items() if ".reader." in name)
+    assert any(changed for name, changed in moved.items() if ".reader." not in name)
 
 
 def test_another_seed_gives_another_run(run_config: MakeConfig) -> None:
