@@ -10,7 +10,7 @@ PYTHON ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test chaos lint format typecheck lock clean
 
-# How many steps `make chaos` takes: about ten a second
+# How many steps `make chaos` takes: about five a second
 STEPS ?= 30000
 
 help:  ## show this list
