@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +117,8 @@ def run_live_bench(
             fresh = np.arange(half) + facts + number * half
             known = rng.choice(np.arange(1, facts), upserted - half, replace=False)
             batch = made(np.concatenate([fresh, known]))
-            upserts.append(_timed(lambda given=batch: memory.upsert(*given)))
-            deletes.append(_timed(lambda given=fresh[: half // 2]: memory.delete(given)))
+            upserts.append(_timed(partial(memory.upsert, *batch)))
+            deletes.append(_timed(partial(memory.delete, fresh[: half // 2])))
         progress("live", 2, 6, note="upserted")
         queries_BD = rng.standard_normal((_QUERIES, dim), dtype=np.float32)
         queries_BD[0] = beacon_D
