@@ -8,7 +8,10 @@ STAMP  := $(VENV)/.installed-from-lock
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck lock clean
+.PHONY: help setup demo test chaos lint format typecheck lock clean
+
+# How many steps `make chaos` takes: about five a second
+STEPS ?= 30000
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +23,9 @@ demo: $(STAMP)  ## the whole thing on a built-in knowledge base: ingest, embed, 
 
 test: lint typecheck  ## everything CI runs: ruff, mypy, import direction, pytest
 	$(BIN)/python -m pytest
+
+chaos: $(STAMP)  ## the tests of a living memory and of faults, long: make chaos STEPS=30000
+	HMN_CHAOS_STEPS=$(STEPS) $(BIN)/python -m pytest --timeout 0 tests/stateful tests/faults
 
 lint: $(STAMP)  ## ruff and the import direction
 	$(BIN)/ruff check

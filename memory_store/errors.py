@@ -15,6 +15,8 @@ __all__ = [
     "MemoryNotFound",
     "NoVectors",
     "RayUnavailable",
+    "ReindexFailed",
+    "ReindexRunning",
     "ShardUnavailable",
     "StorageFailed",
     "UnknownFact",
@@ -103,6 +105,14 @@ class ShardUnavailable(HmnError):
 
 class RayUnavailable(HmnError):
     """Ray did not start here, or the cluster named by RAY_ADDRESS cannot be joined."""
+
+
+class ReindexFailed(HmnError):
+    """A re-index ended before its switch; what served before goes on serving."""
+
+
+class ReindexRunning(HmnError):
+    """Another re-index of the memory is under way."""
 
 
 class VersionMismatch(HmnError):

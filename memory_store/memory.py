@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -11,15 +12,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from memory_store.backends import Backend, default_threads, local_backend, ray_backend
+from memory_store.backends import default_threads, local_backend, ray_backend
 from memory_store.compaction import CompactionPolicy, compact
 from memory_store.coordinator import Coordinator, Served
-from memory_store.errors import ConfigError, DimensionMismatch, HmnError, InvalidVectors, NoVectors, UnknownFact
+from memory_store.engine import Engine, Engines, State, check_engine
+from memory_store.errors import (
+    ConfigError,
+    HmnError,
+    NoVectors,
+    ReindexRunning,
+)
 from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial, ShardPolicy
+from memory_store.reembed import Encode, reembed
+from memory_store.reindex import ReindexPlan, plan_reindex, run_reindex
+from memory_store.requests import checked_ids, checked_queries, parse_partial
 from memory_store.shard import ShardConfig, ShardStats
 from memory_store.storage import Storage
 from memory_store.topk import TopK
@@ -58,27 +68,25 @@ class Memory:
     def __init__(
         self,
         storage: Storage,
-        coordinator: Coordinator,
-        backend: Backend,
+        engine: Engine,
         *,
-        index: str,
+        make_engine: Callable[[str, int], Engine],
         partial: Partial,
         deadline_s: float,
         compaction: CompactionPolicy | None = None,
     ) -> None:
         self._storage = storage
-        self._coordinator = coordinator
-        self._backend = backend
-        self._index = index
+        self._engines = Engines(engine)
+        self._make_engine = make_engine
         self._partial = partial
         self._deadline_s = deadline_s
         self._stays_at: int | None = None  # the generation that was asked for by number, if any
         self._compaction = compaction
         self._compactor: threading.Thread | None = None
         self._compaction_lock = threading.Lock()
+        self._reindex_lock = threading.Lock()
         self._refresh_lock = threading.Lock()
         self._write_lock = threading.Lock()  # writers of one process queue here and need not race for the commit
-        self._served: tuple[Manifest, Served] | None = None
         self._closed = False
 
     @property
@@ -88,29 +96,29 @@ class Memory:
     @property
     def generation(self) -> int:
         """The generation that answers now."""
-        return self._now()[1].generation
+        return self._now()[2].generation
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the generation that answers now."""
-        return self._now()[0]
+        return self._now()[1]
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors; 0 while the facts are not embedded."""
-        return self._now()[1].dim
+        return self._now()[2].dim
 
     def __len__(self) -> int:
-        return self._now()[1].fact_count
+        return self._now()[2].fact_count
 
     def __repr__(self) -> str:
         if self._closed:
             return f"Memory({self._storage.shown!r}, closed)"
-        _, served = self._now()
+        _, _, served = self._now()
         return (
             f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, "
-            f"dim={served.dim}, shards={len(served.rows_by_shard)}, index={self._index!r}, "
-            f"backend={self._backend.name!r})"
+            f"dim={served.dim}, shards={len(served.rows_by_shard)}, "
+            f"index={self._engines.now.index!r}, backend={self._engines.now.backend.name!r})"
         )
 
     def search(
@@ -128,27 +136,31 @@ class Memory:
         `coverage`.
         Raises DimensionMismatch, InvalidVectors, NoVectors, ConfigError (k < 1), ShardUnavailable.
         """
-        manifest, served = self._now()
         if k < 1:
             raise ConfigError(f"expected k >= 1, found {k}")
+        with self._call() as state:
+            return self._search(state, queries, k, partial, deadline_s)
+
+    def _search(self, state: State, queries: ArrayLike, k: int, partial: str | None, deadline_s: float | None) -> TopK:
+        engine, manifest, served = state
         if not manifest.vectors:
             raise NoVectors(
                 f"expected embedded facts, found generation {served.generation} of {self._storage.shown} with facts "
                 "but no vectors; run `hmn embed` or open an older generation"
             )
-        queries_BD = _checked_queries(queries, served.dim)
+        queries_BD = checked_queries(queries, served.dim)
         if len(queries_BD) == 0:
             return TopK(
                 fact_ids_BK=np.empty((0, k), dtype=np.int64),
                 scores_BK=np.empty((0, k), dtype=np.float32),
                 generation=served.generation,
             )
-        return self._coordinator.search(
+        return engine.coordinator.search(
             served,
             queries_BD,
             k,
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
-            partial=self._partial if partial is None else _partial(partial),
+            partial=self._partial if partial is None else parse_partial(partial),
         )
 
     def fetch(self, fact_ids: ArrayLike, columns: Sequence[str] | None = None) -> pa.Table:
@@ -156,19 +168,20 @@ class Memory:
 
         columns: of DESIGN's facts schema; all of them when None. Raises UnknownFact, ConfigError (unknown column).
         """
-        _, served = self._now()
-        ids_C = _checked_ids(fact_ids)
+        ids_C = checked_ids(fact_ids)
         if columns is not None:
             known = set(FACTS_SCHEMA.names)
             unknown = [column for column in columns if column not in known]
             if unknown:
                 raise ConfigError(f"expected columns among {', '.join(sorted(known))}, found {unknown[0]!r}")
-        return self._coordinator.fetch(served, ids_C, columns, deadline_s=self._deadline_s)
+        with self._call() as (engine, _, served):
+            return engine.coordinator.fetch(served, ids_C, columns, deadline_s=self._deadline_s)
 
     def vectors(self, fact_ids: ArrayLike) -> NDArray[np.float32]:
         """The stored vectors of these facts, float32 [n, D], in the order asked. Raises UnknownFact, NoVectors."""
-        _, served = self._now()
-        return self._coordinator.vectors(served, _checked_ids(fact_ids), deadline_s=self._deadline_s)
+        ids_C = checked_ids(fact_ids)
+        with self._call() as (engine, _, served):
+            return engine.coordinator.vectors(served, ids_C, deadline_s=self._deadline_s)
 
     def refresh(self, generation: int | None = None) -> int:
         """Serve the newest committed generation, or the one named; returns the generation served.
@@ -205,7 +218,7 @@ class Memory:
         """
         self._writable()
         with self._write_lock:
-            new = delete_facts(self._storage, _checked_ids(fact_ids), locate=self._locate, note=note)
+            new = delete_facts(self._storage, checked_ids(fact_ids), locate=self._locate, note=note)
         shown = self._show(new.generation)
         self._compact_if_due()
         return shown
@@ -221,6 +234,45 @@ class Memory:
         with self._compaction_lock:
             return self._show(compact(self._storage, policy=policy).generation)
 
+    def reindex(
+        self,
+        encode: Encode | None = None,
+        index: str | None = None,
+        shards: int | None = None,
+        *,
+        fingerprint: str | None = None,
+        least_recall: float = 0.0,
+    ) -> int:
+        """Embed all facts anew, build another index, or divide the rows otherwise; returns the generation served.
+
+        Everything is made beside what serves and verified (counts, checksums, recall on sampled vectors of at least
+        least_recall against brute force); then all shards switch in one step. Search and writes never stop, and what
+        is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D]; fingerprint: its
+        name, by which a run that was killed goes on and a memory that it embedded already is left as it is. Raises
+        ReindexRunning while another one is under way, and ReindexFailed, which says why; what served before then goes
+        on serving. An index and a number of shards are this memory's: whoever opens it chooses their own.
+        """
+        self._writable()
+        if shards is not None and shards < 1:
+            raise ConfigError(f"expected shards >= 1, found {shards}")
+        if index is not None:
+            parse_index(index, INDEXES)
+        if not self._reindex_lock.acquire(blocking=False):
+            raise ReindexRunning(f"a re-index of {self._storage.shown} is under way in this process; wait for it")
+        try:
+            engine = self._engines.now
+            plan = plan_reindex(
+                embed=encode is not None,
+                index=index,
+                shards=shards,
+                served_index=engine.index,
+                served_shards=engine.shards,
+            )
+            run_reindex(plan, _Reindex(self, encode, fingerprint, least_recall))
+            return self.generation
+        finally:
+            self._reindex_lock.release()
+
     def _compact_if_due(self) -> None:
         if self._compaction is None or not self._compaction.is_due(self.manifest):
             return
@@ -235,7 +287,7 @@ class Memory:
             _log.warning("compaction of %s failed: %s", self._storage.shown, error)
 
     def _writable(self) -> Manifest:
-        manifest, _ = self._now()
+        manifest = self.manifest
         if self._stays_at is not None and self._stays_at != self.newest_generation():
             raise ConfigError(
                 f"expected a memory that serves the newest generation, found {self._storage.shown} opened at "
@@ -244,26 +296,25 @@ class Memory:
         return manifest
 
     def _locate(self, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
-        self._coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
-        part_C, row_C = self._coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
+        with self._call() as (engine, _, _):
+            engine.coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+            part_C, row_C = engine.coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
         return Located(part_C=part_C, row_C=row_C)
 
     def _show(self, generation: int) -> int:
         """Serve this generation unless a newer one, which holds what it holds, is served already."""
         with self._refresh_lock:
             self._stays_at = None
-            if self._now()[1].generation < generation:
+            if self.generation < generation:
                 self._serve(generation)
         return generation
 
     def _serve(self, generation: int | None) -> int:
         """Load, then switch in one step; the caller holds the refresh lock."""
         wanted = read_manifest(self._storage, generation)
-        if self._served is not None and self._served[1].generation == wanted.generation:
-            return wanted.generation
-        rows = self._coordinator.load(wanted.generation, deadline_s=LOAD_DEADLINE_S)
-        served = Served(generation=wanted.generation, dim=wanted.dim, fact_count=wanted.fact_count, rows_by_shard=rows)
-        self._served = (wanted, served)
+        engine, state = self._engines.now, self._engines.state
+        if state is None or state[2].generation != wanted.generation:
+            self._engines.show((engine, wanted, _load(engine, wanted)))
         return wanted.generation
 
     def newest_generation(self) -> int | None:
@@ -275,19 +326,20 @@ class Memory:
 
         Other users of a named memory who serve another generation have it loaded again at their next call.
         """
-        self._coordinator.release(self.generation, deadline_s=self._deadline_s)
+        with self._call() as (engine, _, served):
+            engine.coordinator.release(served.generation, deadline_s=self._deadline_s)
 
     def stats(self) -> MemoryStats:
         """What is served, and the state of each shard."""
-        manifest, served = self._now()
-        shards = self._coordinator.stats(served, deadline_s=self._deadline_s)
+        with self._call() as (engine, manifest, served):
+            shards = engine.coordinator.stats(served, deadline_s=self._deadline_s)
         return MemoryStats(
             url=self._storage.shown,
             generation=served.generation,
             dim=served.dim,
             facts=served.fact_count,
             encoder=manifest.encoder,
-            recall=1.0 if INDEXES[parse_index(self._index, INDEXES).name].exact else None,
+            recall=1.0 if INDEXES[parse_index(engine.index, INDEXES).name].exact else None,
             shards=shards,
         )
 
@@ -297,7 +349,7 @@ class Memory:
             self._closed = True
             if self._compactor is not None:
                 self._compactor.join()
-            self._backend.close()
+            self._engines.now.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -307,10 +359,69 @@ class Memory:
     ) -> None:
         self.close()
 
-    def _now(self) -> tuple[Manifest, Served]:
-        if self._closed or self._served is None:
+    def _call(self) -> AbstractContextManager[State]:
+        """What serves, held on to until the call ends."""
+        self._now()
+        return self._engines.call()
+
+    def _now(self) -> State:
+        if self._closed or self._engines.state is None:
             raise ConfigError(f"the memory at {self._storage.shown} is closed; open it again with open_memory")
-        return self._served
+        return self._engines.state
+
+
+@dataclass(eq=False)
+class _Reindex:
+    """The steps of reindex.run_reindex for one memory."""
+
+    memory: Memory
+    encode: Encode | None
+    fingerprint: str | None
+    least_recall: float
+    built: Engine | None = None
+    replaced: Engine | None = None
+
+    def build(self, plan: ReindexPlan) -> None:
+        memory = self.memory
+        if self.encode is not None:
+            reembed(memory._storage, self.encode, fingerprint=self.fingerprint)
+        if plan.rebuild:
+            self.built = memory._make_engine(plan.index, plan.shards)
+
+    def verify(self, plan: ReindexPlan) -> None:
+        memory = self.memory
+        manifest = read_manifest(memory._storage)
+        engine = self.built or memory._engines.now
+        check_engine(
+            memory._storage,
+            engine,
+            manifest,
+            _load(engine, manifest),
+            least_recall=self.least_recall,
+            deadline_s=LOAD_DEADLINE_S,
+        )
+
+    def switch(self, plan: ReindexPlan) -> None:
+        memory = self.memory
+        with memory._write_lock, memory._refresh_lock:  # no write of this process between the load and the switch
+            if self.built is None:
+                memory._serve(None)
+                return
+            manifest = read_manifest(memory._storage)
+            self.replaced = memory._engines.show((self.built, manifest, _load(self.built, manifest)))
+
+    def sweep(self, plan: ReindexPlan) -> None:
+        if self.replaced is not None:
+            self.memory._engines.retire(self.replaced)
+
+    def abandon(self) -> None:
+        if self.built is not None and self.replaced is None:
+            self.built.backend.close()
+
+
+def _load(engine: Engine, manifest: Manifest) -> Served:
+    rows = engine.coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+    return Served(generation=manifest.generation, dim=manifest.dim, fact_count=manifest.fact_count, rows_by_shard=rows)
 
 
 def open_memory(
@@ -351,20 +462,23 @@ def open_memory(
     if deadline_s <= 0:
         raise ConfigError(f"expected deadline_s > 0, found {deadline_s}")
     parse_index(index, INDEXES)
-    allowed = _partial(partial)
+    allowed = parse_partial(partial)
     storage = Storage(url)
     read_manifest(storage, generation)  # a wrong URL or generation is refused before anything starts
-    threads_per_shard = threads or (default_threads(shards) if backend == "local" else 1)
-    configs = [
-        ShardConfig(url=storage.url, shard=shard, num_shards=shards, index=index, threads=threads_per_shard)
-        for shard in range(shards)
-    ]
-    serving = local_backend(configs) if backend == "local" else ray_backend(configs, name=name, cpus=shard_cpus)
+
+    def make_engine(index: str, shards: int) -> Engine:
+        threads_per_shard = threads or (default_threads(shards) if backend == "local" else 1)
+        configs = [
+            ShardConfig(url=storage.url, shard=shard, num_shards=shards, index=index, threads=threads_per_shard)
+            for shard in range(shards)
+        ]
+        serving = local_backend(configs) if backend == "local" else ray_backend(configs, name=name, cpus=shard_cpus)
+        return Engine(Coordinator(shards=serving.handles, policy=policy or ShardPolicy()), serving, index)
+
     memory = Memory(
         storage,
-        Coordinator(shards=serving.handles, policy=policy or ShardPolicy()),
-        serving,
-        index=index,
+        make_engine(index, shards),
+        make_engine=make_engine,
         partial=allowed,
         deadline_s=deadline_s,
         compaction=compaction,
@@ -382,33 +496,3 @@ def stop_memory(name: str) -> int:
     from memory_store.actors import stop_named  # ray loads only where it is used
 
     return stop_named(name)
-
-
-def _partial(value: str) -> Partial:
-    try:
-        return Partial(value)
-    except ValueError:
-        raise ConfigError(f"expected partial='refuse' or 'allow', found {value!r}") from None
-
-
-def _checked_queries(queries: ArrayLike, dim: int) -> NDArray[np.float32]:
-    given = np.asarray(queries)
-    if given.ndim != 2 or given.dtype.kind not in "fiu":
-        raise InvalidVectors(f"expected queries as floats [B, {dim}], found {given.dtype} of shape {list(given.shape)}")
-    if given.shape[1] != dim:
-        raise DimensionMismatch(f"expected queries of dimension {dim}, found {given.shape[1]}")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, and that is refused below
-        queries_BD = np.ascontiguousarray(given, dtype=np.float32)
-    finite_B = np.isfinite(queries_BD).all(axis=1)
-    if not finite_B.all():
-        raise InvalidVectors(f"expected finite queries, found NaN or infinity in query {int(np.argmin(finite_B))}")
-    return queries_BD
-
-
-def _checked_ids(fact_ids: ArrayLike) -> NDArray[np.int64]:
-    given = np.asarray(fact_ids)
-    if given.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if given.ndim != 1 or given.dtype.kind not in "iu":
-        raise UnknownFact(f"expected fact ids as integers [n], found {given.dtype} of shape {list(given.shape)}")
-    return given.astype(np.int64)

@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
 
 from memory_store.disk import Entry
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
@@ -14,6 +16,7 @@ from memory_store.storage import Storage
 from memory_store.verify import GenerationCheck, VerifyReport, verify_memory
 
 __all__ = [
+    "TAG_PREFIX",
     "GenerationCheck",
     "GenerationReport",
     "MemoryReport",
@@ -30,6 +33,9 @@ __all__ = [
 ORPHAN_AGE_S = 24 * 3600.0  # a file no manifest names may belong to a long run that has not committed yet
 
 _FOLDERS = (*PART_FOLDERS, "manifests", "pins", "quarantine")
+TAG_PREFIX = "tag="
+"""Pins under this prefix are a person's: names for generations that are worth keeping."""
+
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")
 
 
@@ -142,6 +148,7 @@ def sweep(
     url: str | os.PathLike[str] | Storage,
     *,
     keep_last: int = 1,
+    keep_s: float = 0.0,
     orphan_age_s: float = ORPHAN_AGE_S,
     now_s: float | None = None,
     dry_run: bool = False,
@@ -149,18 +156,22 @@ def sweep(
 ) -> SweepReport:
     """Delete superseded generations and the part files that no remaining manifest names.
 
-    The newest keep_last generations (at least the current one) and all pinned ones stay, with all their parts. With
-    only_note, so do all whose note is another: what somebody else made is not ours to delete. A file that no manifest
-    ever named may belong to a writer at work: it goes once it is orphan_age_s old. dry_run: report
-    only. Raises MemoryNotFound, and CorruptFile (deleting nothing) if a manifest that stays cannot be read.
+    The newest keep_last generations (at least the current one), those superseded less than keep_s seconds ago (somebody
+    may still read them) and all pinned ones stay, with all their parts. With only_note, so do all whose note is
+    another: what somebody else made is not ours to delete. A file that no manifest ever named may belong to a writer at
+    work: it goes once it is orphan_age_s old. dry_run: report only. Raises MemoryNotFound, and CorruptFile (deleting
+    nothing) if a manifest that stays cannot be read.
     """
+    if keep_s < 0:
+        raise ConfigError(f"expected keep_s of at least 0, found {keep_s}")
     if keep_last < 1:
         raise ConfigError(f"expected keep_last of at least 1, found {keep_last}; the current generation always stays")
     storage = _storage_of(url)
     known = generations(storage)
     if not known:
         read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
-    kept = {*known[-keep_last:], *pins(storage).values()}
+    oldest_kept_s = (time.time() if now_s is None else now_s) - keep_s
+    kept = {*known[-keep_last:], *pins(storage).values(), *_superseded_since(storage, known, keep_s, oldest_kept_s)}
     superseded = [generation for generation in known if generation not in kept]
     manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
     if only_note is not None:
@@ -195,6 +206,22 @@ def sweep(
         files=tuple(entry.path for entry in doomed),
         bytes=sum(entry.bytes for entry in doomed),
     )
+
+
+def _superseded_since(storage: Storage, known: list[int], keep_s: float, since_s: float) -> set[int]:
+    """The generations that had no successor before that time; where the time cannot be told, it counts as recent."""
+    if keep_s <= 0:
+        return set()
+    recent = set()
+    for generation, successor in pairwise(known):
+        manifest, _ = _read_or_problem(storage, successor)
+        try:
+            made_s = datetime.fromisoformat(manifest.created_at).timestamp() if manifest else since_s
+        except ValueError:
+            made_s = since_s
+        if made_s >= since_s:
+            recent.add(generation)
+    return recent
 
 
 def _storage_of(url: str | os.PathLike[str] | Storage) -> Storage:

@@ -12,6 +12,7 @@ __all__ = ["command"]
 BENCHES = {
     "exactness": "The exact index against float64 brute force.",
     "kills": "kill -9 of ingest, embed and train at random instants, and their reruns.",
+    "live": "Upserts, compaction and re-indexing while searches go on, beside a rebuild.",
     "search": "Search time against faiss, in-process and on Ray.",
     "simplequestions": "Accuracy on SimpleQuestions, with training time and peak memory.",
     "step": "A training step with K-MIPS attention against the full softmax.",

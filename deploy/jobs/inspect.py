@@ -33,7 +33,7 @@ __all__ = ["command"]
 @json_option
 @click.pass_obj
 def command(console: Console, url: str, generation: int | None, parts: bool, fact_ids: tuple[int, ...]) -> None:
-    """Show what is at URL from its manifests: generations, facts, vectors, encoder, pins, sizes.
+    """Show what is at URL from its manifests: its history (when, who, what), facts, vectors, encoder, pins, sizes.
 
     Reads no part unless facts are asked for: `hmn verify` does that.
     """
@@ -61,7 +61,7 @@ def _show(console: Console, report: MemoryReport, chosen: GenerationReport, part
         console.write(f"{report.unnamed_files} files ({size(report.unnamed_bytes)}) belong to no generation")
     console.write()
     console.table(
-        ("generation", "facts", "vectors", "parts", "size", "pins", "made", "note"),
+        ("generation", "facts", "vectors", "parts", "size", "pins", "made", "by", "what", "note"),
         [_line(found) for found in report.generations],
     )
     for found in report.generations:
@@ -77,7 +77,7 @@ def _show(console: Console, report: MemoryReport, chosen: GenerationReport, part
             ("part", "rows", "size", "checksum"),
             [
                 (part.path, part.rows, size(part.bytes), part.checksum)
-                for part in (*chosen.manifest.facts, *chosen.manifest.vectors)
+                for part in (*chosen.manifest.facts, *chosen.manifest.vectors, *chosen.manifest.tombstones)
             ],
         )
 
@@ -118,11 +118,22 @@ def _line(found: GenerationReport) -> tuple[object, ...]:
     name = f"{found.generation} *" if found.current else str(found.generation)
     manifest = found.manifest
     if manifest is None:
-        return (name, None, "unreadable", None, size(found.bytes), ", ".join(found.pins), "", "")
+        return (name, None, "unreadable", None, size(found.bytes), ", ".join(found.pins), "", "", "", "")
     vectors = f"{manifest.dtype} [{manifest.dim}]" if manifest.dtype else "none"
     count = len(manifest.facts) + len(manifest.vectors)
     pins = ", ".join(found.pins) or "-"
-    return (name, manifest.fact_count, vectors, count, size(found.bytes), pins, manifest.created_at, manifest.note)
+    return (
+        name,
+        manifest.fact_count,
+        vectors,
+        count,
+        size(found.bytes),
+        pins,
+        manifest.created_at,
+        manifest.author or "-",
+        manifest.operation or "-",
+        manifest.note,
+    )
 
 
 def _facts_about(manifest: Manifest) -> dict[str, object]:
@@ -139,6 +150,9 @@ def _facts_about(manifest: Manifest) -> dict[str, object]:
         "encoder": manifest.encoder,
         "largest norm": manifest.max_norm,
         "parts": f"{len(manifest.facts)} of facts, {len(manifest.vectors)} of vectors",
+        "fresh parts": f"{manifest.delta_parts}, searched beside the main index",
+        "dead rows": sum(part.rows for part in manifest.tombstones),
+        "made by": f"{manifest.author or '-'}, {manifest.operation or '-'}",
     }
 
 

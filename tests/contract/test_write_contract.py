@@ -145,6 +145,26 @@ def test_what_cannot_be_written_is_refused_and_changes_nothing(living: tuple[Mem
     assert inspect_memory(memory.url).unnamed_files == 0
 
 
+def test_a_re_index_embeds_anew_and_divides_the_rows_otherwise(living: tuple[Memory, Model]) -> None:
+    memory, model = living
+    memory.delete([0])
+    memory.upsert(facts(np.array([1])), np.ones((1, DIM), np.float32))
+
+    def encode_by_id(table: pa.Table) -> np.ndarray:
+        ids_N = table["fact_id"].to_numpy()
+        return np.stack([np.cos(ids_N * step) for step in range(DIM)], axis=1).astype(np.float32)
+
+    assert memory.reindex(encode_by_id, shards=3, fingerprint="cosines") == memory.generation == 4
+    ids = np.array(sorted({*model.rows, 1} - {0}))
+    model.rows.clear()
+    model.put(ids, encode_by_id(facts(ids)))
+    assert memory.fetch(ids[:1]).num_rows == 1
+    queries_BD = np.eye(DIM, dtype=np.float32)[:3]
+    expected = exhaustive_search(ids, encode_by_id(facts(ids)), queries_BD, 10)
+    np.testing.assert_array_equal(memory.search(queries_BD, 10).fact_ids_BK, expected.fact_ids_BK)
+    assert len(memory.stats().shards) == 3
+
+
 def test_several_memories_may_write_at_once_and_every_write_is_kept(living: tuple[Memory, Model]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

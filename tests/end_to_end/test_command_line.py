@@ -187,3 +187,29 @@ def test_ctrl_c_ends_training_quietly_and_resume_goes_on(tmp_path: Path, capsys:
     before = json.loads(latest.read_text())["step"]
     resumed = asked([*arguments, "--resume"], capsys)
     assert 0 < before == resumed["resumed_from"] < resumed["steps"]
+
+
+def test_a_fresh_fact_is_upserted_found_and_deleted_again_without_training(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(world / "memory", tmp_path / "memory")
+    memory, trained = str(tmp_path / "memory"), str(world / "run")
+    (tmp_path / "news.tsv").write_text("p99\tzoe quill\tborn_in\tnowhere\tNowhere\n")
+    done = asked(["upsert", str(tmp_path / "news.tsv"), "--memory", memory, "--model", trained], capsys)
+    assert (done["facts"], done["committed"], done["quarantined"]) == (1, True, 0)
+    question = ["ask", "where was zoe quill born", "--run", trained, "--memory", memory, "--k", "3"]
+    answers = asked(question, capsys)
+    assert answers["generation"] == done["generation"]
+    assert "zoe quill" in [fact["subject"] for fact in answers["answers"][0]["facts"]]
+    again = asked(["reindex", "--memory", memory, "--model", trained, "--index", "exact", "--shards", "2"], capsys)
+    assert (again["generation"], again["recall"], again["shards"]) == (done["generation"], 1.0, 2)
+    gone = asked(["delete", str(tmp_path / "news.tsv"), "--memory", memory], capsys)
+    assert gone["generation"] == done["generation"] + 1
+    facts = asked(question, capsys)["answers"][0]["facts"]
+    assert "zoe quill" not in [fact["subject"] for fact in facts]
+    assert run(hmn, ["reindex", "--memory", memory]) == 2
+    for arguments in (["reindex", "--memory", memory, "--model", trained], ["inspect", memory]):
+        assert run(hmn, arguments) == 0
+    assert run(hmn, ["verify", memory]) == 0

@@ -79,7 +79,7 @@ def test_a_shard_stopped_for_good_is_replaced(url: str) -> None:
     import ray
 
     with open_memory(url, shards=2, backend="ray") as memory:
-        ray.kill(memory._coordinator.shards[1]._actor, no_restart=True)
+        ray.kill(memory._engines.now.coordinator.shards[1]._actor, no_restart=True)
         assert (memory.search(np.ones((1, DIM)), ROWS).fact_ids_BK >= 0).sum() == ROWS
 
 

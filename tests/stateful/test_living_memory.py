@@ -1,0 +1,249 @@
+"""A memory that lives, against a dict and brute force: whatever is done to it in whatever order, no answer is wrong.
+
+`HMN_CHAOS_STEPS` (make chaos) sets how many steps in all; the default keeps `make test` short.
+"""
+
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import memory_store.compaction
+from memory_store import Memory, MemoryWriter, open_memory
+from memory_store.compaction import CompactionPolicy, compact
+from memory_store.history import diff_generations, rollback
+from memory_store.manifest import generations, read_manifest
+from memory_store.mips.oracle import exhaustive_search
+from memory_store.storage import Storage
+from memory_store.upkeep import inspect_memory, pin, pins, sweep, unpin, verify_memory
+from memory_store.writes import delete_facts, locate_on_disk, upsert_facts
+
+DIM = 3
+LATER_S = 1e12
+STEPS = int(os.environ.get("HMN_CHAOS_STEPS", "0"))
+STEPS_PER_RUN = 60 if STEPS else 20
+
+Facts = dict[int, tuple[float, ...]]
+
+some_ids = st.sets(st.integers(0, 40), min_size=1, max_size=12).map(sorted)
+values = st.integers(-3, 3)  # few, so that scores tie
+seeds = st.integers(0, 2**32 - 1)
+
+
+class Killed(BaseException):
+    """The process is gone: no handler sees it to good effect."""
+
+
+class LivingMemory(RuleBasedStateMachine):
+    """`current` is what the memory must hold, `past` what every generation that was not swept must still hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="hmn-stateful-"))
+        self.storage = Storage(self.folder / "memory")
+        self.memory: Memory | None = None
+        self.current: Facts = {}
+        self.past: dict[int, Facts] = {}
+        self.encoder: str | None = None
+
+    def teardown(self) -> None:
+        if self.memory is not None:
+            self.memory.close()
+        if self.past:
+            assert verify_memory(self.storage).problems == ()
+        shutil.rmtree(self.folder)
+
+    # What can be done
+
+    @initialize(seed=seeds, rows=st.integers(1, 30), part_rows=st.integers(1, 12), shards=st.integers(1, 3))
+    def begin(self, seed: int, rows: int, part_rows: int, shards: int) -> None:
+        ids = list(range(rows))
+        vectors_ND = self.draw_vectors(seed, rows)
+        with MemoryWriter(self.storage, dim=DIM, part_rows=part_rows) as writer:
+            writer.append(pa.table({"fact_id": pa.array(ids, pa.int64())}), vectors_ND)
+        self.put(ids, vectors_ND)
+        self.note_generation(1)
+        self.memory = open_memory(self.storage.url, shards=shards)
+
+    @rule(ids=some_ids, seed=seeds, elsewhere=st.booleans())
+    def upsert(self, ids: list[int], seed: int, elsewhere: bool) -> None:
+        facts, vectors_ND = pa.table({"fact_id": pa.array(ids, pa.int64())}), self.draw_vectors(seed, len(ids))
+        if elsewhere:  # by a process that has no shards
+            locate = partial(locate_on_disk, self.storage)
+            generation = upsert_facts(self.storage, facts, vectors_ND, locate=locate).generation
+            self.open.refresh()
+        else:
+            generation = self.open.upsert(facts, vectors_ND)
+        self.put(ids, vectors_ND)
+        self.note_generation(generation)
+
+    @precondition(lambda self: self.current)
+    @rule(data=st.data(), elsewhere=st.booleans())
+    def delete(self, data: st.DataObject, elsewhere: bool) -> None:
+        doomed = data.draw(st.sets(st.sampled_from(sorted(self.current)), min_size=1).map(sorted))
+        if elsewhere:
+            locate = partial(locate_on_disk, self.storage)
+            generation = delete_facts(self.storage, doomed, locate=locate).generation
+            self.open.refresh()
+        else:
+            generation = self.open.delete(doomed)
+        for fact_id in doomed:
+            del self.current[fact_id]
+        self.note_generation(generation)
+
+    @rule(ids=some_ids, seed=seeds)
+    def append(self, ids: list[int], seed: int) -> None:
+        fresh = [fact_id for fact_id in ids if fact_id not in self.current]
+        vectors_ND = self.draw_vectors(seed, len(fresh))
+        with MemoryWriter(self.storage, dim=DIM) as writer:
+            writer.append(pa.table({"fact_id": pa.array(fresh, pa.int64())}), vectors_ND)
+        self.put(fresh, vectors_ND)
+        self.note_generation(self.open.refresh())
+
+    @rule(share=st.sampled_from([0.0, 0.2, 0.5, 1.0]))
+    def compact(self, share: float) -> None:
+        self.note_generation(self.open.compact(CompactionPolicy(most_dead_share=share)))
+
+    @rule(ids=some_ids, seed=seeds, part_rows=st.integers(1, 12))
+    def compact_while_others_write(self, ids: list[int], seed: int, part_rows: int) -> None:
+        real = memory_store.compaction.commit_change
+
+        def overtaken(*args: object, **options: object) -> object:
+            memory_store.compaction.commit_change = real
+            self.upsert(ids, seed, elsewhere=False)
+            return real(*args, **options)  # type: ignore[arg-type]
+
+        memory_store.compaction.commit_change = overtaken  # type: ignore[assignment]
+        try:
+            summary = compact(self.storage, part_rows=part_rows)
+        finally:
+            memory_store.compaction.commit_change = real
+        self.open.refresh()
+        self.note_generation(summary.generation)
+
+    @rule(at_file=st.integers(1, 8), part_rows=st.integers(1, 12))
+    def compact_and_be_killed(self, at_file: int, part_rows: int) -> None:
+        left, real = at_file, Storage.write_atomic
+
+        def dying(storage: Storage, path: str, write: object) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Killed
+            real(storage, path, write)  # type: ignore[arg-type]
+
+        Storage.write_atomic = dying  # type: ignore[method-assign,assignment]
+        try:
+            compact(self.storage, part_rows=part_rows)
+        except Killed:
+            pass
+        finally:
+            Storage.write_atomic = real  # type: ignore[method-assign]
+        self.note_generation(self.open.refresh())
+
+    @rule(seed=seeds, name=st.sampled_from(["a", "b"]), shards=st.sampled_from([None, 1, 2, 3]))
+    def reindex(self, seed: int, name: str, shards: int | None) -> None:
+        def encode(facts: pa.Table) -> np.ndarray:
+            ids_N = facts["fact_id"].to_numpy()
+            return np.stack([(ids_N * step + seed) % 5 - 2 for step in (1, 2, 3)], axis=1).astype(np.float32)
+
+        if self.current:
+            fingerprint = f"{name}-{seed % 3}"
+            held = read_manifest(self.storage).encoder == fingerprint
+            generation = self.open.reindex(encode, shards=shards, fingerprint=fingerprint)
+            if not held:
+                ids = sorted(self.current)
+                self.put(ids, encode(pa.table({"fact_id": ids})))
+            self.note_generation(generation)
+
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        generation = data.draw(st.sampled_from(sorted(self.past)))
+        new = rollback(self.storage, generation)
+        self.current = dict(self.past[generation])
+        self.open.refresh()
+        self.note_generation(new.generation)
+
+    @rule(data=st.data(), keep_last=st.integers(1, 3))
+    def tag_and_sweep(self, data: st.DataObject, keep_last: int) -> None:
+        tagged = data.draw(st.sampled_from(sorted(self.past)))
+        pin(self.storage, "tag=kept", tagged)
+        sweep(self.storage, keep_last=keep_last, now_s=LATER_S)
+        assert tagged in generations(self.storage)
+        self.past = {number: self.past[number] for number in generations(self.storage)}
+        unpin(self.storage, "tag=kept")
+        assert pins(self.storage) == {}
+        assert inspect_memory(self.storage).unnamed_files == 0
+
+    @rule(shards=st.integers(1, 4))
+    def reopen(self, shards: int) -> None:
+        self.open.close()
+        self.memory = open_memory(self.storage.url, shards=shards)
+
+    # What must hold
+
+    @rule(seed=seeds, k=st.integers(1, 50), data=st.data())
+    def an_older_generation_answers_as_it_did(self, seed: int, k: int, data: st.DataObject) -> None:
+        generation = data.draw(st.sampled_from(sorted(self.past)))
+        with open_memory(self.storage.url, shards=2, generation=generation) as memory:
+            self.check(memory, self.past[generation], seed, k)
+
+    @rule(data=st.data())
+    def a_diff_is_that_of_the_dicts(self, data: st.DataObject) -> None:
+        before, after = (data.draw(st.sampled_from(sorted(self.past))) for _ in range(2))
+        found = diff_generations(self.storage, before, after)
+        old, new = self.past[before], self.past[after]
+        assert found.added.tolist() == sorted(new.keys() - old.keys())
+        assert found.removed.tolist() == sorted(old.keys() - new.keys())
+        if not found.embedded_anew:
+            assert found.changed.tolist() == sorted(n for n in old.keys() & new.keys() if old[n] != new[n])
+
+    @invariant()
+    def every_answer_is_that_of_brute_force(self) -> None:
+        if self.memory is not None:
+            self.check(self.memory, self.current, len(self.past), 7)
+            self.check(self.memory, self.current, len(self.past), 60)
+
+    def check(self, memory: Memory, facts: Facts, seed: int, k: int) -> None:
+        ids_N = np.array(sorted(facts), dtype=np.int64)
+        vectors_ND = np.array([facts[n] for n in sorted(facts)], np.float32).reshape(len(ids_N), DIM)
+        queries_BD = np.concatenate([self.draw_vectors(seed, 3), np.zeros((1, DIM), np.float32)])
+        answer = memory.search(queries_BD, k)
+        expected = exhaustive_search(ids_N, vectors_ND, queries_BD, k)
+        np.testing.assert_array_equal(answer.fact_ids_BK, expected.fact_ids_BK)
+        np.testing.assert_array_equal(answer.scores_BK, expected.scores_BK.astype(np.float32))
+        assert (len(memory), answer.generation, answer.coverage) == (len(facts), memory.generation, 1.0)
+        np.testing.assert_array_equal(memory.vectors(ids_N), vectors_ND)
+        assert memory.fetch(ids_N, ["fact_id"])["fact_id"].to_pylist() == ids_N.tolist()
+
+    @property
+    def open(self) -> Memory:
+        assert self.memory is not None
+        return self.memory
+
+    def put(self, ids: list[int], vectors_ND: np.ndarray) -> None:
+        self.current |= {n: tuple(vector_D.tolist()) for n, vector_D in zip(ids, vectors_ND, strict=True)}
+
+    def note_generation(self, generation: int) -> None:
+        assert generation == read_manifest(self.storage).generation
+        self.past[generation] = dict(self.current)
+
+    @staticmethod
+    def draw_vectors(seed: int, rows: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(-3, 4, (rows, DIM)).astype(np.float32)
+
+
+TestLivingMemory = LivingMemory.TestCase
+TestLivingMemory.settings = settings(
+    max_examples=max(1, STEPS // STEPS_PER_RUN) if STEPS else 12,
+    stateful_step_count=STEPS_PER_RUN,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
