@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile, NoVectors
+from memory_store.index_files import IndexedRows, open_index
 from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.base import MipsIndex, ShardVectors
-from memory_store.mips.registry import build_index
 from memory_store.parts import FACTS_SCHEMA, open_part, vectors_of
 from memory_store.placement import Slice, place
 from memory_store.storage import Storage
@@ -92,11 +92,15 @@ class _Snapshot:
                     f"found {chunk.shape[1]}; run `hmn verify`"
                 )
         self.vectors = ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim)
-        self.index: MipsIndex | None = (
-            build_index(config.index, self.vectors, threads=config.threads) if manifest.vectors else None
-        )
+        self.index: MipsIndex | None = self._open_index(config) if manifest.vectors else None
         self._row_by_rank_N = np.argsort(ids_N, kind="stable")
         self._sorted_ids_N = ids_N[self._row_by_rank_N]
+
+    def _open_index(self, config: ShardConfig) -> MipsIndex:
+        parts = self.manifest.vectors
+        slices = tuple((parts[piece.part].checksum, piece.start, piece.stop) for piece in self._slices)
+        rows = IndexedRows(generation=self.manifest.generation, slices=slices)
+        return open_index(self._storage, config.index, self.vectors, config.threads, rows)
 
     def _rows_of(self, parts: Sequence[Part], piece: Slice) -> pa.Table:
         return open_part(self._storage, parts[piece.part]).slice(piece.start, piece.rows)
