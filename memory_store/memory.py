@@ -18,6 +18,7 @@ from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial, ShardPolicy
+from memory_store.recall import RecallReport, pooled
 from memory_store.shard import ShardConfig, ShardStats
 from memory_store.storage import Storage
 from memory_store.topk import TopK
@@ -28,11 +29,17 @@ __all__ = ["Memory", "MemoryStats", "open_memory", "stop_memory"]
 
 SEARCH_DEADLINE_S = 60.0
 LOAD_DEADLINE_S = 600.0
+RECALL_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStats:
-    """What `stats()` reports. recall: recall@K of the index against exact search; 1.0 for the exact index."""
+    """What `stats()` reports. recall: recall@K of the index against exact search; 1.0 for the exact index.
+
+    For an approximate index it comes from live searches that were repeated exactly, each shard's answers against the
+    exact answers of that shard; None before the first. recall_report: the same with its interval and the softmax mass
+    that was missed.
+    """
 
     url: str
     generation: int
@@ -41,6 +48,7 @@ class MemoryStats:
     encoder: str | None
     recall: float | None
     shards: tuple[ShardStats, ...]
+    recall_report: RecallReport | None = None
 
 
 class Memory:
@@ -191,14 +199,17 @@ class Memory:
         """What is served, and the state of each shard."""
         manifest, served = self._now()
         shards = self._coordinator.stats(served, deadline_s=self._deadline_s)
+        report = pooled(line.recall for line in shards if line.recall is not None)
+        exact = INDEXES[parse_index(self._index, INDEXES).name].exact
         return MemoryStats(
             url=self._storage.shown,
             generation=served.generation,
             dim=served.dim,
             facts=served.fact_count,
             encoder=manifest.encoder,
-            recall=1.0 if INDEXES[parse_index(self._index, INDEXES).name].exact else None,
+            recall=1.0 if exact else (None if report is None else report.recall),
             shards=shards,
+            recall_report=report,
         )
 
     def close(self) -> None:
@@ -234,6 +245,8 @@ def open_memory(
     deadline_s: float = SEARCH_DEADLINE_S,
     shard_cpus: float = 0.0,
     policy: ShardPolicy | None = None,
+    recall_share: float = RECALL_SHARE,
+    target_recall: float | None = None,
 ) -> Memory:
     """Open the memory at a URL for searching; use it as a context manager.
 
@@ -242,7 +255,9 @@ def open_memory(
     generation: the one to serve; the newest when None. name (ray only): share the shards with every process that opens
     the same name; they go on until `stop_memory(name)`. threads: intra-op threads per shard; by default the processors
     divided by the shards in-process, and 1 per actor. partial, deadline_s: defaults for `search`. shard_cpus: CPUs that
-    Ray reserves per actor.
+    Ray reserves per actor. recall_share: share of the queries that an approximate index answers once more, exactly, in
+    the background, so that `stats` knows its recall; 0 for none. target_recall: the recall that it keeps on live
+    queries by raising its effort (nprobe, ef, leaves, tables), and lowering it where it can.
 
     Raises MemoryNotFound, GenerationNotFound, CorruptFile, UnknownIndex, ConfigError; VersionMismatch when the name is
     in use with other options; ShardUnavailable when the cluster cannot place a shard.
@@ -257,13 +272,28 @@ def open_memory(
         raise ConfigError(f"expected threads >= 1, found {threads}")
     if deadline_s <= 0:
         raise ConfigError(f"expected deadline_s > 0, found {deadline_s}")
+    if not 0 <= recall_share <= 1:
+        raise ConfigError(f"expected recall_share from 0 to 1, found {recall_share}")
+    if target_recall is not None and not (0 < target_recall < 1 and recall_share > 0):
+        raise ConfigError(
+            f"expected target_recall between 0 and 1 with a recall_share above 0, found {target_recall} with "
+            f"{recall_share}; for a recall of 1 use the index exact"
+        )
     parse_index(index, INDEXES)
     allowed = _partial(partial)
     storage = Storage(url)
     read_manifest(storage, generation)  # a wrong URL or generation is refused before anything starts
     threads_per_shard = threads or (default_threads(shards) if backend == "local" else 1)
     configs = [
-        ShardConfig(url=storage.url, shard=shard, num_shards=shards, index=index, threads=threads_per_shard)
+        ShardConfig(
+            url=storage.url,
+            shard=shard,
+            num_shards=shards,
+            index=index,
+            threads=threads_per_shard,
+            recall_share=recall_share,
+            target_recall=target_recall,
+        )
         for shard in range(shards)
     ]
     serving = local_backend(configs) if backend == "local" else ray_backend(configs, name=name, cpus=shard_cpus)

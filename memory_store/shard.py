@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from memory_store.errors import CorruptFile, NoVectors
 from memory_store.index_files import IndexedRows, open_index
 from memory_store.manifest import Manifest, Part, read_manifest
+from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import MipsIndex, ShardVectors
 from memory_store.parts import FACTS_SCHEMA, open_part, vectors_of
 from memory_store.placement import Slice, place
+from memory_store.recall import RecallReport
 from memory_store.storage import Storage
 from memory_store.topk import PartialTopK
 
@@ -32,7 +34,8 @@ class ShardConfig:
     """All that a shard needs to find its rows again after a restart.
 
     threads: intra-op threads of its index. resident: how many generations stay loaded, so that the old one serves while
-    the new one is loaded.
+    the new one is loaded. recall_share: share of the queries that an approximate index answers again exactly, in the
+    background, to know its recall. target_recall: the recall that it is to keep by looking further, or less far.
     """
 
     url: str
@@ -41,11 +44,16 @@ class ShardConfig:
     index: str = "exact"
     threads: int = 1
     resident: int = 2
+    recall_share: float = 0.0
+    target_recall: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
-    """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller."""
+    """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller.
+
+    recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
+    """
 
     shard: int
     rows: int
@@ -56,6 +64,7 @@ class ShardStats:
     pid: int
     incarnation: str
     restarts: int = 0
+    recall: RecallReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +109,16 @@ class _Snapshot:
         parts = self.manifest.vectors
         slices = tuple((parts[piece.part].checksum, piece.start, piece.stop) for piece in self._slices)
         rows = IndexedRows(generation=self.manifest.generation, slices=slices)
-        return open_index(self._storage, config.index, self.vectors, config.threads, rows)
+        index = open_index(self._storage, config.index, self.vectors, config.threads, rows)
+        if isinstance(index, ApproximateIndex) and config.recall_share > 0:
+            index.measure_recall(config.recall_share, config.target_recall)
+        return index
+
+    @property
+    def recall(self) -> RecallReport | None:
+        """What the index's recall meter has found, if it has one."""
+        meter = self.index.meter if isinstance(self.index, ApproximateIndex) else None
+        return None if meter is None else meter.report()
 
     def _rows_of(self, parts: Sequence[Part], piece: Slice) -> pa.Table:
         return open_part(self._storage, parts[piece.part]).slice(piece.start, piece.rows)
@@ -199,6 +217,7 @@ class Shard:
             generations_resident=resident,
             pid=os.getpid(),
             incarnation=self._incarnation,
+            recall=snapshot.recall,
         )
 
     def _snapshot(self, generation: int) -> _Snapshot:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memory_store.mips.base import SavedArrays, ShardVectors, check_queries
 from memory_store.mips.dense import search_dense
+from memory_store.mips.meter import TIME_SHARE, RecallMeter
 from memory_store.mips.rescore import score_pairs
 from memory_store.mips.scaled import scaled_queries
 from memory_store.mips.shortlist import best_of_pairs
@@ -91,6 +92,7 @@ class ApproximateIndex:
         self._vectors = vectors
         self._workers = workers
         self._effort = 1 if source is None else source.default_effort
+        self._meter: RecallMeter | None = None
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +110,23 @@ class ApproximateIndex:
 
     @effort.setter
     def effort(self, effort: int) -> None:
-        self._effort = max(1, min(effort, 1 if self.source is None else self.source.most_effort))
+        self._effort = max(1, min(effort, self.most_effort))
+
+    @property
+    def most_effort(self) -> int:
+        """The effort beyond which there is nothing more to look at."""
+        return 1 if self.source is None else self.source.most_effort
+
+    def measure_recall(self, share: float, target: float | None = None, time_share: float = TIME_SHARE) -> None:
+        """From now on, repeat a share of the queries exactly in the background; see RecallMeter."""
+        if self.source is not None:  # else every answer is exact
+            self._meter = RecallMeter(self, share=share, target=target, time_share=time_share)
+            self._checking = Workers(1)  # beside those of searches, which must not wait
+
+    @property
+    def meter(self) -> RecallMeter | None:
+        """What measures the recall of this index; None unless measure_recall was called."""
+        return self._meter
 
     def search(self, queries_BD: NDArray[np.float32], k: int, live: LiveRows | None = None) -> PartialTopK:
         """The k facts of largest inner product per query among those that were looked at; see MipsIndex.search."""
@@ -129,7 +147,11 @@ class ApproximateIndex:
                 pending = self._answer(source, wide_BD, k, effort, live, pending, answer)
         for start in range(0, len(pending), _QUERIES_AT_ONCE):
             chunk = pending[start : start + _QUERIES_AT_ONCE]
-            _fill(answer, chunk, self._search_all_rows(wide_BD[chunk], k, live))
+            _fill(answer, chunk, self._search_all_rows(wide_BD[chunk], k, live, self._workers))
+        if self._meter is not None:
+            self._meter.offer(
+                wide_BD, answer, lambda queries_bD: self._search_all_rows(queries_bD, k, live, self._checking)
+            )
         return answer
 
     def _answer(
@@ -174,10 +196,12 @@ class ApproximateIndex:
         score_P = score_pairs(self._vectors, row_P, queries_bD, query_P)
         return best_of_pairs(query_P, self._vectors.fact_ids_N[row_P], score_P, batch=len(queries_bD), k=k)
 
-    def _search_all_rows(self, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None) -> PartialTopK:
+    def _search_all_rows(
+        self, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None, workers: Workers
+    ) -> PartialTopK:
         if live is None or live.dead == 0:
-            return search_dense(self._vectors, queries_bD, k, self._workers)
-        found = search_dense(self._vectors, queries_bD, k + live.dead, self._workers)
+            return search_dense(self._vectors, queries_bD, k, workers)
+        found = search_dense(self._vectors, queries_bD, k + live.dead, workers)
         dead_ids = self._vectors.fact_ids_N[~live.mask_N]
         gone_bC = np.isin(found.fact_ids_BK, dead_ids)
         found.fact_ids_BK[gone_bC], found.scores_BK[gone_bC] = NO_FACT, -np.inf
