@@ -1,22 +1,22 @@
 """What a memory of a given size will need, computed before anything is started; pure."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from deploy.console import size
 from memory_store.errors import ConfigError
+from memory_store.mips.base import parse_index
+from memory_store.mips.ivf import default_nlist
+from memory_store.mips.registry import INDEXES
 from memory_store.placement import place
 
 # N facts, D dimension
 
-__all__ = ["Machine", "Plan", "ShardNeed", "plan_memory", "valid_nlist"]
+__all__ = ["Machine", "Plan", "ShardNeed", "plan_memory"]
 
 GIB = 2**30
 VALUE_BYTES = {"float32": 4, "float16": 2}
 ID_BYTES = 3 * 8  # a shard keeps its ids in row order, its ids sorted, and the row of each sorted id
-COPY_BYTES = 2  # exact: the low-precision copy is int8 or bfloat16, whichever scans faster here; the larger is planned
-BOUND_BYTES = 1.5  # exact: three float64 bounds for each group of 16 rows
 RESIDENT_GENERATIONS = 2  # while the next generation loads, the one being served stays
 FACT_BYTES = 400  # one name and a few objects, features included; names in many scripts make it up to five times that
 PART_ROWS = 65_536  # what ingest writes and embed encodes at a time
@@ -26,7 +26,6 @@ TABLE_COPIES = 3  # of the feature tables: weights, a checkpoint that is taken, 
 FEATURE_BYTES = 1024  # of a fact's features, which the trainer remembers between refreshes,
 REMEMBERED_FACTS = 4_000_000  # of so many facts
 ROWS_WORTH_A_SHARD = 250_000  # below, what Ray adds to a call is more than another core takes off the scan
-KMEANS_POINTS = 39  # per centroid, below which k-means is not to be trusted (the bound that faiss warns at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,10 @@ def plan_memory(
     index: str = "exact",
     feature_bits: int = 19,
 ) -> Plan:
-    """Plan a memory of `facts` vectors of `dim` values on a machine. Raises ConfigError for numbers that cannot be."""
+    """Plan a memory of `facts` vectors of `dim` values on a machine.
+
+    Raises ConfigError for numbers that cannot be, UnknownIndex for an index that is not known.
+    """
     for name, value in (("--facts", facts), ("--dim", dim), ("--shards", 1 if shards is None else shards)):
         if value < 1:
             raise ConfigError(f"expected {name} of at least 1, found {value}")
@@ -96,7 +98,7 @@ def plan_memory(
         raise ConfigError(f"expected --dtype {' or '.join(VALUE_BYTES)}, found {dtype!r}")
     advised = max(1, min(machine.cores, facts // ROWS_WORTH_A_SHARD))
     used = advised if shards is None else shards
-    shard = _shard_need(facts, dim, dtype, used)
+    shard = _shard_need(facts, dim, dtype, used, index)
     vectors_disk_bytes = facts * (dim * VALUE_BYTES[dtype] + 8)
     facts_disk_bytes = facts * FACT_BYTES
     memory_bytes = used * (RESIDENT_GENERATIONS * shard.mapped_bytes + shard.reload_bytes + PROCESS_BYTES)
@@ -119,21 +121,15 @@ def plan_memory(
         disk_bytes=disk_bytes,
         embed_worker_bytes=embed_worker_bytes,
         train_bytes=train_bytes,
-        nlist=valid_nlist(shard.rows),
+        nlist=default_nlist(shard.rows),
         problems=tuple(_problems(machine, used, shard, disk_bytes, train_bytes)),
     )
 
 
-def valid_nlist(rows: int) -> int:
-    """Clusters of an IVF index: a power of two near 4 sqrt(rows), with enough rows per cluster to learn it from."""
-    wanted = 4 * math.sqrt(rows)
-    most = max(1, rows // KMEANS_POINTS)
-    return int(2 ** min(round(math.log2(wanted)), int(math.log2(most))))
-
-
-def _shard_need(facts: int, dim: int, dtype: str, shards: int) -> ShardNeed:
+def _shard_need(facts: int, dim: int, dtype: str, shards: int, index: str) -> ShardNeed:
     rows = max(sum(piece.rows for piece in pieces) for pieces in place([facts], shards))
-    index_bytes = math.ceil(rows * (dim * COPY_BYTES + BOUND_BYTES))
+    spec = parse_index(index, INDEXES)
+    index_bytes = INDEXES[spec.name].bytes_needed(spec, rows, dim)
     ids_bytes = rows * ID_BYTES
     resident_bytes = index_bytes + ids_bytes
     return ShardNeed(

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memory_store.memory import Memory, MemoryStats, open_memory, stop_memory
+    from memory_store.memory import Memory, MemoryStats
+    from memory_store.opening import open_memory, stop_memory
     from memory_store.topk import TopK
     from memory_store.writer import MemoryWriter
 
@@ -15,8 +16,8 @@ _HOME = {
     "MemoryStats": "memory_store.memory",
     "MemoryWriter": "memory_store.writer",
     "TopK": "memory_store.topk",
-    "open_memory": "memory_store.memory",
-    "stop_memory": "memory_store.memory",
+    "open_memory": "memory_store.opening",
+    "stop_memory": "memory_store.opening",
 }
 
 

@@ -1,4 +1,4 @@
-"""open_memory and Memory: search and fetch over one generation at a time, in-process or on Ray."""
+"""Memory: search, fetch and write over one generation at a time, in-process or on Ray."""
 
 import logging
 import threading
@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from memory_store.backends import default_threads, local_backend, ray_backend
 from memory_store.compaction import CompactionPolicy, compact
-from memory_store.coordinator import Coordinator, Served
+from memory_store.coordinator import Served
 from memory_store.engine import Engine, Engines, State, check_engine
 from memory_store.errors import (
     ConfigError,
@@ -26,28 +25,33 @@ from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
 from memory_store.parts import FACTS_SCHEMA
-from memory_store.policy import Partial, ShardPolicy
+from memory_store.policy import Partial
+from memory_store.recall import RecallReport, pooled
 from memory_store.reembed import Encode, reembed
 from memory_store.reindex import ReindexPlan, plan_reindex, run_reindex
 from memory_store.requests import checked_ids, checked_queries, parse_partial
-from memory_store.shard import ShardConfig, ShardStats
+from memory_store.shard import ShardStats
 from memory_store.storage import Storage
 from memory_store.topk import TopK
 from memory_store.writes import Located, delete_facts, upsert_facts
 
 # B queries, D dimension, C fact ids asked for
 
-__all__ = ["Memory", "MemoryStats", "open_memory", "stop_memory"]
+__all__ = ["LOAD_DEADLINE_S", "Memory", "MemoryStats"]
 
 _log = logging.getLogger(__name__)
 
-SEARCH_DEADLINE_S = 60.0
 LOAD_DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStats:
-    """What `stats()` reports. recall: recall@K of the index against exact search; 1.0 for the exact index."""
+    """What `stats()` reports. recall: recall@K of the index against exact search; 1.0 for the exact index.
+
+    For an approximate index it comes from live searches that were repeated exactly, each shard's answers against the
+    exact answers of that shard; None before the first. recall_report: the same with its interval and the softmax mass
+    that was missed.
+    """
 
     url: str
     generation: int
@@ -56,6 +60,7 @@ class MemoryStats:
     encoder: str | None
     recall: float | None
     shards: tuple[ShardStats, ...]
+    recall_report: RecallReport | None = None
 
 
 class Memory:
@@ -333,14 +338,17 @@ class Memory:
         """What is served, and the state of each shard."""
         with self._call() as (engine, manifest, served):
             shards = engine.coordinator.stats(served, deadline_s=self._deadline_s)
+            exact = INDEXES[parse_index(engine.index, INDEXES).name].exact
+        report = pooled(line.recall for line in shards if line.recall is not None)
         return MemoryStats(
             url=self._storage.shown,
             generation=served.generation,
             dim=served.dim,
             facts=served.fact_count,
             encoder=manifest.encoder,
-            recall=1.0 if INDEXES[parse_index(engine.index, INDEXES).name].exact else None,
+            recall=1.0 if exact else (None if report is None else report.recall),
             shards=shards,
+            recall_report=report,
         )
 
     def close(self) -> None:
@@ -422,77 +430,3 @@ class _Reindex:
 def _load(engine: Engine, manifest: Manifest) -> Served:
     rows = engine.coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
     return Served(generation=manifest.generation, dim=manifest.dim, fact_count=manifest.fact_count, rows_by_shard=rows)
-
-
-def open_memory(
-    url: str,
-    shards: int = 1,
-    index: str = "exact",
-    backend: Literal["local", "ray"] = "local",
-    generation: int | None = None,
-    *,
-    name: str | None = None,
-    threads: int | None = None,
-    partial: Literal["refuse", "allow"] = "refuse",
-    deadline_s: float = SEARCH_DEADLINE_S,
-    shard_cpus: float = 0.0,
-    policy: ShardPolicy | None = None,
-    compaction: CompactionPolicy | None = None,
-) -> Memory:
-    """Open the memory at a URL for searching; use it as a context manager.
-
-    url: a path or any fsspec URL. shards: how many ways its rows are divided; one shard actor per processor at most.
-    index: see `hmn indexes`. backend: "local" runs the shards in this process, "ray" runs one actor for each.
-    generation: the one to serve; the newest when None. name (ray only): share the shards with every process that opens
-    the same name; they go on until `stop_memory(name)`. threads: intra-op threads per shard; by default the processors
-    divided by the shards in-process, and 1 per actor. partial, deadline_s: defaults for `search`. shard_cpus: CPUs that
-    Ray reserves per actor. compaction: compact in the background when a write through this memory makes it due.
-
-    Raises MemoryNotFound, GenerationNotFound, CorruptFile, UnknownIndex, ConfigError; VersionMismatch when the name is
-    in use with other options; ShardUnavailable when the cluster cannot place a shard.
-    """
-    if shards < 1:
-        raise ConfigError(f"expected shards >= 1, found {shards}")
-    if backend not in ("local", "ray"):
-        raise ConfigError(f"expected backend 'local' or 'ray', found {backend!r}")
-    if name is not None and backend != "ray":
-        raise ConfigError("expected backend='ray' with a name: only actors can be shared between processes")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"expected threads >= 1, found {threads}")
-    if deadline_s <= 0:
-        raise ConfigError(f"expected deadline_s > 0, found {deadline_s}")
-    parse_index(index, INDEXES)
-    allowed = parse_partial(partial)
-    storage = Storage(url)
-    read_manifest(storage, generation)  # a wrong URL or generation is refused before anything starts
-
-    def make_engine(index: str, shards: int) -> Engine:
-        threads_per_shard = threads or (default_threads(shards) if backend == "local" else 1)
-        configs = [
-            ShardConfig(url=storage.url, shard=shard, num_shards=shards, index=index, threads=threads_per_shard)
-            for shard in range(shards)
-        ]
-        serving = local_backend(configs) if backend == "local" else ray_backend(configs, name=name, cpus=shard_cpus)
-        return Engine(Coordinator(shards=serving.handles, policy=policy or ShardPolicy()), serving, index)
-
-    memory = Memory(
-        storage,
-        make_engine(index, shards),
-        make_engine=make_engine,
-        partial=allowed,
-        deadline_s=deadline_s,
-        compaction=compaction,
-    )
-    try:
-        memory.refresh(generation)
-    except BaseException:
-        memory.close()
-        raise
-    return memory
-
-
-def stop_memory(name: str) -> int:
-    """Stop the shards of a named memory, whoever started it; returns how many there were."""
-    from memory_store.actors import stop_named  # ray loads only where it is used
-
-    return stop_named(name)

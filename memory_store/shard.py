@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from memory_store.delta import search_live, search_rows
 from memory_store.errors import NoVectors
-from memory_store.manifest import Manifest, read_manifest
+from memory_store.index_files import IndexedRows, open_index
+from memory_store.manifest import Manifest, Part, read_manifest
+from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import MipsIndex
 from memory_store.mips.registry import build_index
 from memory_store.parts import FACTS_SCHEMA, dead_rows, live_rows
-from memory_store.placement import place
+from memory_store.placement import Slice, place
+from memory_store.recall import RecallReport
 from memory_store.rows import Rows
 from memory_store.storage import Storage
 from memory_store.topk import PartialTopK, merge, select
@@ -33,7 +36,8 @@ class ShardConfig:
     """All that a shard needs to find its rows again after a restart.
 
     threads: intra-op threads of its index. resident: how many generations stay loaded, so that the old one serves while
-    the new one is loaded.
+    the new one is loaded. recall_share: share of the queries that an approximate index answers again exactly, in the
+    background, to know its recall. target_recall: the recall that it is to keep by looking further, or less far.
     """
 
     url: str
@@ -42,6 +46,8 @@ class ShardConfig:
     index: str = "exact"
     threads: int = 1
     resident: int = 2
+    recall_share: float = 0.0
+    target_recall: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class ShardStats:
     """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller.
 
     rows: live ones; fresh_rows: those of them that are searched beside the main index.
+    recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
     """
 
     shard: int
@@ -61,6 +68,7 @@ class ShardStats:
     incarnation: str
     restarts: int = 0
     fresh_rows: int = 0
+    recall: RecallReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +96,34 @@ class FoundPlaces:
     row_F: NDArray[np.int64]
 
 
+MainKey = tuple[tuple[Part, ...], tuple[Part, ...], int]
+"""Facts parts and vectors parts of the main index, and the dimension: what makes two generations share it."""
+
+
 class _Main:
     """The rows that the main index covers, and the index: shared by all generations with the same main parts."""
 
-    def __init__(self, rows: Rows, key: tuple[object, ...], config: ShardConfig) -> None:
+    def __init__(
+        self, storage: Storage, rows: Rows, slices: Sequence[Slice], key: MainKey, generation: int, config: ShardConfig
+    ) -> None:
         self.rows = rows
         self.key = key
-        self.index: MipsIndex | None = (
-            build_index(config.index, rows.vectors, threads=config.threads) if rows.vectors.chunks else None
-        )
+        self.index: MipsIndex | None = None
+        if rows.vectors.chunks:
+            vectors = key[1]
+            indexed = IndexedRows(
+                generation=generation,
+                slices=tuple((vectors[piece.part].checksum, piece.start, piece.stop) for piece in slices),
+            )
+            self.index = open_index(storage, config.index, rows.vectors, config.threads, indexed)
+            if isinstance(self.index, ApproximateIndex) and config.recall_share > 0:
+                self.index.measure_recall(config.recall_share, config.target_recall)
+
+    @property
+    def recall(self) -> RecallReport | None:
+        """What the index's recall meter has found, if it has one."""
+        meter = self.index.meter if isinstance(self.index, ApproximateIndex) else None
+        return None if meter is None else meter.report()
 
 
 class _Snapshot:
@@ -113,9 +140,13 @@ class _Snapshot:
         dead = dead_rows(storage, manifest.facts, manifest.tombstones)
         key = (manifest.facts[:main_parts], manifest.vectors[:main_parts], manifest.dim)
         known: _Main | None = next((other.main for other in others if other.main.key == key), None)
+        main_slices = [piece for piece in slices if piece.part < main_parts]
         self.main: _Main = known or _Main(
-            Rows(storage, manifest, [piece for piece in slices if piece.part < main_parts], dead, without_dead=False),
+            storage,
+            Rows(storage, manifest, main_slices, dead, without_dead=False),
+            main_slices,
             key,
+            manifest.generation,
             config,
         )
         self.delta = Rows(
@@ -250,6 +281,7 @@ class Shard:
             rows=snapshot.num_rows,
             fresh_rows=snapshot.delta.num_rows,
             bytes=snapshot.nbytes,
+            recall=snapshot.main.recall,
             index=self.config.index,
             generation=generation,
             generations_resident=resident,

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass
 
 from memory_store.engine import check_engine
-from memory_store.memory import LOAD_DEADLINE_S, open_memory
+from memory_store.memory import LOAD_DEADLINE_S
+from memory_store.opening import open_memory
 from memory_store.storage import Storage
 
 __all__ = ["Trial", "try_index"]

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from memory_store.disk import Entry
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
+from memory_store.index_names import INDEX_FOLDER, generation_of
 from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
 from memory_store.storage import Storage
 from memory_store.verify import GenerationCheck, VerifyReport, verify_memory
@@ -32,7 +33,7 @@ __all__ = [
 
 ORPHAN_AGE_S = 24 * 3600.0  # a file no manifest names may belong to a long run that has not committed yet
 
-_FOLDERS = (*PART_FOLDERS, "manifests", "pins", "quarantine")
+_FOLDERS = (*PART_FOLDERS, INDEX_FOLDER, "manifests", "pins", "quarantine")
 TAG_PREFIX = "tag="
 """Pins under this prefix are a person's: names for generations that are worth keeping."""
 
@@ -154,7 +155,7 @@ def sweep(
     dry_run: bool = False,
     only_note: str | None = None,
 ) -> SweepReport:
-    """Delete superseded generations and the part files that no remaining manifest names.
+    """Delete superseded generations, their saved indexes, and the part files that no remaining manifest names.
 
     The newest keep_last generations (at least the current one), those superseded less than keep_s seconds ago (somebody
     may still read them) and all pinned ones stay, with all their parts. With only_note, so do all whose note is
@@ -197,6 +198,9 @@ def sweep(
     oldest_s = (time.time() if now_s is None else now_s) - orphan_age_s
     doomed = [entry for entry in _part_files(storage) if entry.path in released]
     strays = [entry for entry in _part_files(storage) if entry.path not in named | released]
+    indexes = [entry for entry in storage.entries(INDEX_FOLDER) if generation_of(entry.path) not in remaining]
+    doomed += [entry for entry in indexes if generation_of(entry.path) in deleted]
+    strays += [entry for entry in indexes if generation_of(entry.path) not in deleted]
     doomed += [entry for entry in (*strays, *_temporaries(storage)) if (entry.modified_s or oldest_s) < oldest_s]
     if not dry_run:
         for entry in doomed:

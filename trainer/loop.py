@@ -15,7 +15,8 @@ import xxhash
 
 from memory_store.errors import ConfigError, MemoryNotFound
 from memory_store.manifest import read_manifest
-from memory_store.memory import Memory, open_memory
+from memory_store.memory import Memory
+from memory_store.opening import open_memory
 from memory_store.parts import scan_facts
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_store.errors import ConfigError, VersionMismatch
-from memory_store.memory import Memory, open_memory
+from memory_store.memory import Memory
+from memory_store.opening import open_memory
 from memory_store.storage import Storage
 from pipeline.features import FEATURES_VERSION
 from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint

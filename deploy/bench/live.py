@@ -82,7 +82,7 @@ def run_live_bench(
     import numpy as np
     import pyarrow as pa
 
-    from memory_store.memory import open_memory
+    from memory_store.opening import open_memory
     from memory_store.storage import Storage
     from memory_store.upkeep import sweep
     from memory_store.writer import MemoryWriter

@@ -19,13 +19,20 @@ def command(console: Console) -> None:
     from memory_store.mips.registry import INDEXES
 
     known = [
-        {"name": index.name, "exact": index.exact, "summary": index.summary, "options": dict(index.options)}
+        {
+            "name": index.name,
+            "argument": index.argument,
+            "exact": index.exact,
+            "summary": index.summary,
+            "options": dict(index.options),
+        }
         for index in INDEXES.values()
     ]
 
     def show() -> None:
         for index in INDEXES.values():
-            console.write(f"{index.name}  ({'exact' if index.exact else 'approximate'})  {index.summary}")
+            argument = f":<{index.argument}>" if index.argument else ""
+            console.write(f"{index.name}{argument}  ({'exact' if index.exact else 'approximate'})  {index.summary}")
             for option, meaning in index.options.items():
                 console.write(f"    {option}: {meaning}")
 

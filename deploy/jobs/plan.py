@@ -56,10 +56,7 @@ def command(
     from deploy import plan as planning
     from deploy.checks import usable_cores, usable_memory_bytes
     from memory_store.errors import ConfigError
-    from memory_store.mips.base import parse_index
-    from memory_store.mips.registry import INDEXES
 
-    parse_index(index, INDEXES)
     if not 1 <= facts < 2**63 or facts != int(facts):
         raise ConfigError(f"expected --facts to be a whole number of at least 1, found {facts:g}")
     machine = planning.Machine(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -15,7 +15,15 @@ from memory_store.topk import PartialTopK
 
 # N rows in the shard, D dimension, B queries, K slots, C rows gathered
 
-__all__ = ["IndexSpec", "MipsIndex", "RegisteredIndex", "ShardVectors", "check_queries", "parse_index"]
+__all__ = [
+    "IndexSpec",
+    "MipsIndex",
+    "RegisteredIndex",
+    "SavedArrays",
+    "ShardVectors",
+    "check_queries",
+    "parse_index",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,39 +121,62 @@ def check_queries(queries_BD: NDArray[np.float32], dim: int, k: int) -> NDArray[
     return checked_BD
 
 
-IndexBuilder = Callable[[ShardVectors, Mapping[str, str], int], MipsIndex]
-"""(vectors, options, intra-op threads) -> a built index."""
+@dataclass(frozen=True)
+class IndexSpec:
+    """A parsed index name: `ivf?nlist=1024&nprobe=8` is IndexSpec("ivf", {"nlist": "1024", "nprobe": "8"}).
+
+    argument: what follows a colon, as in `faiss:IVF1024,PQ32`.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    argument: str = ""
+
+
+IndexBuilder = Callable[[ShardVectors, IndexSpec, int], MipsIndex]
+"""(vectors, parsed name, threads) -> a built index."""
+
+SavedArrays = Mapping[str, NDArray[Any]]
+"""All that an index needs beside the vectors to be used again, by name."""
+
+IndexRestorer = Callable[[ShardVectors, IndexSpec, int, SavedArrays], MipsIndex]
+"""(vectors, parsed name, threads, what `saved_arrays` of the built index gave) -> the index, without building it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredIndex:
-    """One line of `hmn indexes`."""
+    """One line of `hmn indexes`.
+
+    options: what each means. argument: what must follow the name and a colon; empty where nothing may. bytes_needed:
+    (parsed name, rows, dimension) -> bytes that the index will hold, at most. restore: None where building is as quick
+    as reading, so that nothing is saved. search_options: those that a built index may be searched with in any way.
+    """
 
     name: str
     summary: str
     exact: bool
-    options: Mapping[str, str] = field(default_factory=dict)  # option -> what it means
-    build: IndexBuilder
-
-
-@dataclass(frozen=True)
-class IndexSpec:
-    """A parsed index name: `ivf?nlist=1024&nprobe=8` is IndexSpec("ivf", {"nlist": "1024", "nprobe": "8"})."""
-
-    name: str
     options: Mapping[str, str] = field(default_factory=dict)
+    argument: str = ""
+    build: IndexBuilder
+    bytes_needed: Callable[[IndexSpec, int, int], int]
+    restore: IndexRestorer | None = None
+    search_options: tuple[str, ...] = ()
 
 
 def parse_index(text: str, known: Mapping[str, RegisteredIndex]) -> IndexSpec:
-    """Parse `name?option=value&...`; an unknown name or option raises UnknownIndex with the nearest known one."""
-    name, _, query = text.partition("?")
+    """Parse `name?option=value&...` or `name:argument?...`; raises UnknownIndex, with the nearest known name if any."""
+    head, _, query = text.partition("?")
+    name, _, argument = head.partition(":")
     if name not in known:
         raise UnknownIndex(f"unknown index {name!r}; {_nearest(name, known)}; `hmn indexes` lists them all")
+    if bool(argument) != bool(known[name].argument):
+        expected = f"{name}:<{known[name].argument}>" if known[name].argument else f"{name!r} without a colon"
+        raise UnknownIndex(f"expected {expected}, found {head!r}; `hmn indexes` lists them all")
     options = dict(parse_qsl(query, keep_blank_values=True))
     for option in options:
         if option not in known[name].options:
             raise UnknownIndex(f"index {name!r} has no option {option!r}; {_nearest(option, known[name].options)}")
-    return IndexSpec(name, options)
+    return IndexSpec(name, options, argument)
 
 
 def _nearest(word: str, known: Mapping[str, object]) -> str:

@@ -1,5 +1,6 @@
 """The default index: every row is scanned cheaply, and what the scan could hide is proven away or searched again."""
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from memory_store.errors import UnknownIndex
-from memory_store.mips.base import ShardVectors, check_queries
+from memory_store.mips.base import IndexSpec, ShardVectors, check_queries
 from memory_store.mips.calibrate import PRECISIONS, ScanPlan, is_sound, measured_plan
 from memory_store.mips.dense import search_dense
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS, encode, padded
@@ -22,12 +23,14 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 # N rows in the shard, G groups of rows in a band, S bands, D dimension, B queries, b of them in a scan, K slots
 
-__all__ = ["ExactIndex", "SearchCounts", "build_exact"]
+__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes"]
 
 _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
 _MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
+_LARGEST_COPY_BYTES = 2
+_BOUND_BYTES = 1.5  # per row: three float64 bounds for each group of 16
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
 
 
@@ -199,6 +202,11 @@ def build_exact(vectors: ShardVectors, options: Mapping[str, str], threads: int)
     if scan not in PRECISIONS:
         raise UnknownIndex(f"expected exact?scan= one of auto, {', '.join(PRECISIONS)}; found {scan!r}")
     return ExactIndex(vectors, PRECISIONS[scan if is_sound(scan, vectors.dim) else "float32"], workers)
+
+
+def exact_bytes(_spec: IndexSpec, rows: int, dim: int) -> int:
+    """What the index will hold, at most: its copy is int8 or bfloat16, whichever scans faster here."""
+    return math.ceil(rows * (dim * _LARGEST_COPY_BYTES + _BOUND_BYTES))
 
 
 def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:

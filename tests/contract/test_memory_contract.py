@@ -81,6 +81,36 @@ def test_search_equals_brute_force(opener: Opener, stored, shards: int) -> None:
         assert np.isneginf(answer.scores_BK[:, ROWS:]).all()
 
 
+@pytest.mark.parametrize(
+    "index", ["ivf?nlist=16&nprobe=12", "pca_tree", "wta_hash", "hnsw", "faiss:IVF4,Flat?search=nprobe=4"]
+)
+def test_every_approximate_index_gives_true_scores_and_a_file_to_restart_from(
+    opener: Opener, stored, tmp_path: Path, index: str
+) -> None:
+    rng = np.random.default_rng(3)
+    ids_N = rng.choice(10**9, 700, replace=False).astype(np.int64)
+    vectors_ND = rng.standard_normal((700, DIM)).astype(np.float32)
+    with MemoryWriter(str(tmp_path), dim=DIM) as writer:
+        writer.append(facts(ids_N), vectors_ND)
+    queries_BD = rng.standard_normal((16, DIM)).astype(np.float32)
+    expected = exhaustive_search(ids_N, vectors_ND, queries_BD, 10)
+    answers = []
+    for _ in range(2):
+        with opener(str(tmp_path), shards=2, index=index) as memory:
+            answers.append(memory.search(queries_BD, 10))
+        assert len(list((tmp_path / "indexes").iterdir())) == 2, "one file per shard, read by the second memory"
+    built, read = answers
+    true_BK = np.einsum("bkd,bd->bk", vectors_ND[_rows_of(ids_N, built.fact_ids_BK)], queries_BD)
+    np.testing.assert_allclose(built.scores_BK, true_BK, rtol=1e-4, atol=1e-5)
+    assert (built.scores_BK >= expected.scores_BK[:, -1:] - 1e-5).mean() > 0.8
+    np.testing.assert_array_equal(built.fact_ids_BK, read.fact_ids_BK)
+
+
+def _rows_of(ids_N: np.ndarray, fact_ids_BK: np.ndarray) -> np.ndarray:
+    order_N = np.argsort(ids_N)
+    return order_N[np.searchsorted(ids_N, fact_ids_BK, sorter=order_N)]
+
+
 def test_a_memory_smaller_than_its_shards_still_answers(opener: Opener, tmp_path: Path) -> None:
     with MemoryWriter(str(tmp_path), dim=2) as writer:
         writer.append(facts(np.array([5])), np.array([[3.0, 4.0]], dtype=np.float32))

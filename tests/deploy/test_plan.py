@@ -2,8 +2,10 @@
 
 import pytest
 
-from deploy.plan import GIB, KMEANS_POINTS, Machine, plan_memory, valid_nlist
-from memory_store.errors import ConfigError
+from deploy.plan import GIB, Machine, plan_memory
+from memory_store.errors import ConfigError, UnknownIndex
+from memory_store.mips.ivf import KMEANS_POINTS, default_nlist
+from memory_store.mips.registry import INDEXES
 
 LAPTOP = Machine(cores=4, memory_bytes=16 * GIB, disk_bytes=100 * GIB)
 
@@ -35,7 +37,7 @@ def test_what_fits_has_no_problems_and_what_does_not_names_what_to_do() -> None:
 
 @pytest.mark.parametrize("rows", [1, 38, 39, 78, 1_000, 10**6, 10**9])
 def test_nlist_is_a_power_of_two_that_k_means_can_learn(rows: int) -> None:
-    nlist = valid_nlist(rows)
+    nlist = default_nlist(rows)
     assert nlist >= 1
     assert nlist & (nlist - 1) == 0
     assert nlist == 1 or nlist * KMEANS_POINTS <= rows
@@ -45,3 +47,16 @@ def test_nlist_is_a_power_of_two_that_k_means_can_learn(rows: int) -> None:
 def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         plan_memory(**{"facts": 1, "dim": 1, "machine": LAPTOP, **wrong})
+
+
+@pytest.mark.parametrize("name", sorted(INDEXES))
+def test_every_index_states_its_memory_and_more_rows_need_more(name: str) -> None:
+    text = f"{name}:IVF256,PQ32" if INDEXES[name].argument else name
+    sizes = [plan_memory(facts=facts, dim=128, machine=LAPTOP, index=text, shards=1) for facts in (10**5, 10**6)]
+    assert 0 < sizes[0].shard.index_bytes < sizes[1].shard.index_bytes
+    assert sizes[1].shard.index_bytes < 10**6 * 128 * 8
+
+
+def test_an_index_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UnknownIndex, match="did you mean 'ivf'"):
+        plan_memory(facts=1000, dim=8, machine=LAPTOP, index="ivff")

@@ -1,0 +1,111 @@
+"""Inverted lists: the rows stored list by list, and the scan of the lists that each query names (faiss does both)."""
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.mips.approximate import LiveRows
+from memory_store.mips.codes import CODE_BYTES, quantizer_type, range_rows, widened
+from memory_store.mips.scaled import ScaledRows
+from memory_store.mips.workers import Workers
+
+# N rows, n rows in a block, D dimension, W width of the codes, L lists, b queries, P lists probed, C candidates
+
+__all__ = ["InvertedLists"]
+
+_ROW_NUMBER_BYTES = 8
+_LIST_BYTES = 64  # two vectors of the standard library, and what the allocator adds
+
+
+class InvertedLists:
+    """Rows by list, as codes with their row numbers; a scan reads whole lists and keeps the best rows of a query."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def build(
+        cls, rows: ScaledRows, list_N: NDArray[np.int64], num_lists: int, codes: str, workers: Workers
+    ) -> "InvertedLists":
+        """Store every row in its list. codes: int8, bfloat16 or float32."""
+        width = widened(rows.low_D[None]).shape[1]
+        nowhere = faiss.IndexFlatIP(width)  # faiss asks for a way to choose lists; ours are chosen before it is called
+        if codes == "float32":
+            index = faiss.IndexIVFFlat(nowhere, width, num_lists, faiss.METRIC_INNER_PRODUCT)
+        else:
+            index = faiss.IndexIVFScalarQuantizer(
+                nowhere, width, num_lists, quantizer_type(codes), faiss.METRIC_INNER_PRODUCT, False
+            )
+            index.sq.train(range_rows(rows))
+        index.is_trained = True
+        for number, size in enumerate(np.bincount(list_N, minlength=num_lists).tolist()):
+            # Growing by and by would leave half of the memory unused.
+            index.invlists.resize(number, size)
+            index.invlists.resize(number, 0)
+
+        def add(worker: int) -> None:
+            if worker == 0:
+                faiss.omp_set_num_threads(workers.count)
+                for part, block_nD in rows.blocks():
+                    _add(index, part.start, widened(block_nD), list_N[part])
+                faiss.omp_set_num_threads(1)
+
+        workers.run(add)
+        return cls(index)
+
+    @property
+    def nbytes(self) -> int:
+        index = self._index
+        return int(index.ntotal * (index.code_size + _ROW_NUMBER_BYTES) + index.nlist * _LIST_BYTES)
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows in each list."""
+        invlists = self._index.invlists
+        return np.array([invlists.list_size(number) for number in range(self._index.nlist)], dtype=np.int64)
+
+    def scan(
+        self, queries_bD: NDArray[np.float32], lists_bP: NDArray[np.int64], count: int, live: LiveRows | None
+    ) -> NDArray[np.int64]:
+        """The `count` rows of highest inner product in each query's lists (a list of -1 is none), padded with -1."""
+        queries_bW = widened(queries_bD)
+        lists_bP = np.ascontiguousarray(lists_bP, dtype=np.int64)
+        unused_bP = np.zeros(lists_bP.shape, dtype=np.float32)  # scores of lists, which only residual codes need
+        scores_bC = np.empty((len(queries_bW), count), dtype=np.float32)
+        rows_bC = np.empty((len(queries_bW), count), dtype=np.int64)
+        parameters = faiss.SearchParametersIVF(nprobe=lists_bP.shape[1])
+        if live is not None:
+            parameters.sel = selector = live.selector()  # noqa: F841  # parameters hold no reference of their own
+        self._index.search_preassigned_c(
+            len(queries_bW),
+            faiss.swig_ptr(queries_bW),
+            count,
+            faiss.swig_ptr(lists_bP),
+            faiss.swig_ptr(unused_bP),
+            faiss.swig_ptr(scores_bC),
+            faiss.swig_ptr(rows_bC),
+            False,
+            parameters,
+        )
+        return rows_bC
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        """The lists as faiss writes them: plain data, no code."""
+        return np.asarray(faiss.serialize_index(self._index), dtype=np.uint8)
+
+    @classmethod
+    def from_bytes(cls, data: NDArray[np.uint8]) -> "InvertedLists":
+        """The lists that to_bytes wrote."""
+        return cls(faiss.deserialize_index(np.ascontiguousarray(data)))
+
+    @staticmethod
+    def planned_bytes(rows: int, width: int, lists: int, codes: str) -> int:
+        """What nbytes will say."""
+        return rows * (width * CODE_BYTES[codes] + _ROW_NUMBER_BYTES) + lists * _LIST_BYTES
+
+
+def _add(index: "faiss.IndexIVF", first_row: int, block_nW: NDArray[np.float32], list_n: NDArray[np.int64]) -> None:
+    numbers_n = np.arange(first_row, first_row + len(block_nW), dtype=np.int64)
+    list_n = np.ascontiguousarray(list_n)
+    index.add_core(len(block_nW), faiss.swig_ptr(block_nW), faiss.swig_ptr(numbers_n), faiss.swig_ptr(list_n))

@@ -1,0 +1,80 @@
+"""The rows as an approximate index is built from them: scaled so that no float32 product overflows or vanishes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.mips.base import ShardVectors
+from memory_store.mips.bounds import scale_exponent
+from memory_store.mips.encode import copy_rows
+
+# N rows, n rows in a block, D dimension, B queries
+
+__all__ = ["ScaledRows", "scaled_queries", "unit_rows"]
+
+_BLOCK_VALUES = 2**21  # 8 MiB of float32
+_FACTOR = 2.0**-126  # the least that a float32 row can be multiplied with, and the most is its inverse
+
+
+class ScaledRows:
+    """The rows times one power of two, which brings the longest near norm 1; the order of scores stays as it was.
+
+    norms_N: float32 norms of the scaled rows. low_D, high_D: the least and the largest value of each column.
+    """
+
+    def __init__(self, vectors: ShardVectors) -> None:
+        self.num_rows, self.dim = vectors.num_rows, vectors.dim
+        self.block_rows = max(_BLOCK_VALUES // vectors.dim, 1)
+        self._vectors = vectors
+        self._factor = 1.0
+        longest = max((float(np.abs(block_nD).max(initial=0.0)) for _, block_nD in self.blocks()), default=0.0)
+        # Column values decide: a norm is at most sqrt(D) times as large, which leaves room enough.
+        self._factor = float(np.clip(2.0 ** -float(scale_exponent(longest)), _FACTOR, 1 / _FACTOR))
+        self.norms_N: NDArray[np.float32] = np.empty(self.num_rows, dtype=np.float32)
+        self.low_D: NDArray[np.float32] = np.full(self.dim, np.inf, dtype=np.float32)
+        self.high_D: NDArray[np.float32] = np.full(self.dim, -np.inf, dtype=np.float32)
+        for rows, block_nD in self.blocks():
+            self.norms_N[rows] = np.linalg.norm(block_nD, axis=1)
+            np.minimum(self.low_D, block_nD.min(axis=0), out=self.low_D)
+            np.maximum(self.high_D, block_nD.max(axis=0), out=self.high_D)
+
+    def block(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows start, start + 1, ..., stop - 1, scaled: float32 [stop - start, D], a copy."""
+        block_nD = np.empty((stop - start, self.dim), dtype=np.float32)
+        if len(block_nD):
+            copy_rows(self._vectors, start, self._factor, block_nD)
+        return block_nD
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Every block of rows, with the slice of rows that it holds."""
+        for start in range(0, self.num_rows, self.block_rows):
+            rows = slice(start, min(start + self.block_rows, self.num_rows))
+            yield rows, self.block(rows.start, rows.stop)
+
+    def take(self, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
+        """These rows, scaled: float32 [n, D]."""
+        taken_nD = self._vectors.gather(rows_n)
+        taken_nD *= np.float32(self._factor)
+        return taken_nD
+
+    def sample(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Row numbers of at most `count` rows, drawn without repetition, in ascending order."""
+        if count >= self.num_rows:
+            return np.arange(self.num_rows)
+        return np.sort(rng.choice(self.num_rows, count, replace=False))
+
+
+def unit_rows(rows_nD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows divided by their norms; zero rows stay zero."""
+    norms_n1: NDArray[np.float32] = np.linalg.norm(rows_nD, axis=1, keepdims=True).astype(np.float32)
+    norms_n1[norms_n1 == 0] = 1
+    units_nD: NDArray[np.float32] = rows_nD / norms_n1
+    return units_nD
+
+
+def scaled_queries(queries_BD: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Each query times the power of two that brings its largest value to between 1/2 and 1: the same rows win."""
+    exponent_B1 = np.frexp(np.abs(queries_BD).max(axis=1, keepdims=True, initial=0.0))[1]
+    scaled_BD: NDArray[np.float32] = np.ldexp(queries_BD, -exponent_B1).astype(np.float32)
+    return scaled_BD

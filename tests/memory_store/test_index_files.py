@@ -1,0 +1,126 @@
+"""Built indexes are saved with their generation, read again, refused when damaged, and swept with it."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from memory_store.errors import StorageFailed
+from memory_store.index_files import IndexedRows, index_path, open_index
+from memory_store.mips.base import MipsIndex, RegisteredIndex, ShardVectors
+from memory_store.mips.registry import INDEXES
+from memory_store.shard import Shard, ShardConfig
+from memory_store.storage import Storage
+from memory_store.upkeep import sweep
+
+ROWS = IndexedRows(generation=3, slices=(("xxh3-128:00", 0, 400),))
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> ShardVectors:
+    return ShardVectors(np.arange(400), [rng.standard_normal((400, 8), dtype=np.float32)], 8)
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of every index that is built, not read, while a test runs."""
+    built: list[str] = []
+
+    def counting(registered: RegisteredIndex) -> RegisteredIndex:
+        def build(vectors: ShardVectors, spec: object, threads: int) -> MipsIndex:
+            built.append(registered.name)
+            return registered.build(vectors, spec, threads)  # type: ignore[arg-type]
+
+        fields = {name: getattr(registered, name) for name in registered.__dataclass_fields__}
+        return RegisteredIndex(**{**fields, "build": build})
+
+    counted = {name: counting(registered) for name, registered in INDEXES.items()}
+    for module in ("memory_store.index_files", "memory_store.mips.registry"):
+        monkeypatch.setattr(f"{module}.INDEXES", counted)
+    return built
+
+
+def answers(index: MipsIndex) -> NDArray[np.int64]:
+    return index.search(np.random.default_rng(0).standard_normal((7, 8), dtype=np.float32), 10).fact_ids_BK
+
+
+def test_an_index_is_built_once_and_then_read(storage, vectors, builds):
+    first = open_index(storage, "ivf", vectors, 1, ROWS)
+    second = open_index(storage, "ivf", vectors, 1, ROWS)
+    assert builds == ["ivf"]
+    np.testing.assert_array_equal(answers(first), answers(second))
+
+
+def test_options_of_a_search_share_a_file_and_options_of_the_build_do_not(storage, vectors, builds):
+    for text in ("ivf?nlist=8&nprobe=2", "ivf?nprobe=4&nlist=8", "ivf?nlist=8"):
+        open_index(storage, text, vectors, 1, ROWS)
+    assert builds == ["ivf"]
+    open_index(storage, "ivf?nlist=9", vectors, 1, ROWS)
+    assert builds == ["ivf", "ivf"]
+
+
+def test_other_rows_or_another_generation_have_another_file():
+    others = [
+        IndexedRows(generation=4, slices=ROWS.slices),
+        IndexedRows(generation=3, slices=(("xxh3-128:01", 0, 400),)),
+        IndexedRows(generation=3, slices=(("xxh3-128:00", 0, 399),)),
+    ]
+    assert len({index_path("ivf", rows) for rows in (ROWS, *others)}) == 4
+
+
+@pytest.mark.parametrize("text", ["ivf", "hnsw"])
+def test_a_truncated_flipped_or_foreign_file_is_built_again_with_a_warning(storage, vectors, builds, caplog, text):
+    expected = answers(open_index(storage, text, vectors, 1, ROWS))
+    path = index_path(text, ROWS)
+    whole = storage.read_bytes(path)
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+    for damaged in (whole[:-1], whole[:10], b"", flipped, b"PK" + bytes(500)):
+        storage.write_atomic(path, damaged)
+        storage.forget(path)
+        builds.clear()
+        with caplog.at_level(logging.WARNING, logger="memory_store"):
+            found = open_index(storage, text, vectors, 1, ROWS)
+        assert builds == [text]
+        assert "is built again" in caplog.text
+        caplog.clear()
+        np.testing.assert_array_equal(answers(found), expected)
+        assert len(storage.read_bytes(path)) == len(whole), "the damaged file is replaced"
+
+
+def test_a_memory_that_cannot_be_written_serves_without_the_file(storage, vectors, monkeypatch, caplog):
+    def refuse(path: str, _write: object) -> None:
+        raise StorageFailed(f"cannot write {path}: read-only")
+
+    monkeypatch.setattr(storage, "write_atomic", refuse)
+    with caplog.at_level(logging.WARNING, logger="memory_store"):
+        assert answers(open_index(storage, "ivf", vectors, 1, ROWS)).shape == (7, 10)
+    assert "is not saved" in caplog.text
+
+
+def test_the_exact_index_and_few_rows_leave_no_file(storage, vectors):
+    open_index(storage, "exact", vectors, 1, ROWS)
+    few = ShardVectors(np.arange(5), [np.ones((5, 8), dtype=np.float32)], 8)
+    open_index(storage, "ivf", few, 1, ROWS)
+    assert storage.list("indexes") == []
+
+
+def test_a_restarted_shard_reads_its_index_and_sweep_removes_those_of_old_generations(
+    tmp_path: Path, write_memory, builds
+):
+    storage = write_memory(Storage(str(tmp_path)), range(600), part_rows=250)
+    write_memory(storage, range(600, 1200), part_rows=250)
+    configs = [ShardConfig(url=storage.url, shard=shard, num_shards=2, index="ivf") for shard in range(2)]
+    for config in configs:
+        for generation in (1, 2):
+            Shard(config).load(generation)
+    assert builds == ["ivf"] * 4
+    assert len(storage.list("indexes")) == 4
+    Shard(configs[0]).load(2)
+    assert len(builds) == 4
+    swept = sweep(storage)
+    assert swept.generations == (1,)
+    assert len([path for path in swept.files if path.startswith("indexes/00000001-")]) == 2
+    assert {path[:17] for path in storage.list("indexes")} == {"indexes/00000002-"}
