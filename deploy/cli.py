@@ -3,7 +3,7 @@
 import click
 
 from deploy import entry
-from deploy.jobs import ask, bench, demo, doctor, embed, evaluate, indexes, ingest, inspect, plan, train, verify
+from deploy.jobs import ask, bench, demo, doctor, embed, evaluate, indexes, ingest, inspect, plan, serve, train, verify
 from deploy.options import examples
 
 __all__ = ["hmn", "main"]
@@ -35,7 +35,7 @@ def hmn() -> None:
     """
 
 
-for _job in (demo, ingest, embed, train, evaluate, ask, inspect, verify, plan, indexes, bench, doctor):
+for _job in (demo, ingest, embed, train, evaluate, ask, serve, inspect, verify, plan, indexes, bench, doctor):
     hmn.add_command(_job.command)
 
 
