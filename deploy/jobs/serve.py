@@ -15,6 +15,9 @@ from memory_store.errors import ConfigError, HmnError
 
 __all__ = ["command"]
 
+# Ray Serve kills an HTTP front that takes more than 5 s to start or 10 s to say that it is well. On a machine that is
+# busy with training, that is how long things take.
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -115,6 +118,8 @@ def command(
     if host not in LOOPBACK and token_for == "writes":
         console.say(f"Whoever reaches {host}:{port} may read; --token-for all asks everybody for the token.")
 
+    for name, value in PATIENCE.items():  # read when Ray Serve loads, here and in the processes that Ray starts
+        os.environ.setdefault(name, value)
     from deploy.serve.replica import serve_run
 
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -127,10 +132,6 @@ def command(
 
     console.say(f"Starting {replicas} replica{'s' if replicas > 1 else ''} ...")
     serve_run(settings, host=host, port=port, replicas=replicas, started=started, local=local)
-    if source.name is not None and settings.source.backend == "ray":
-        from memory_store.memory import stop_memory
-
-        stop_memory(source.name)
 
 
 def _check_free(host: str, port: int) -> None:
