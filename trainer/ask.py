@@ -11,12 +11,13 @@ import numpy as np
 
 from memory_store.errors import ConfigError
 from memory_store.memory import Memory
+from memory_store.topk import TopK
 from trainer.encoders.base import Encoder
 from trainer.run import open_run
 
 # B questions, K facts read
 
-__all__ = ["Answer", "Answerer", "answer_questions"]
+__all__ = ["Answer", "Answerer", "answer_questions", "read_facts"]
 
 _COLUMNS = ("fact_id", "subject_id", "subject", "relation", "object_ids", "objects")
 
@@ -87,7 +88,11 @@ def answer_questions(memory: Memory, encoder: Encoder, texts: Sequence[str], k: 
             raise ConfigError("expected a question, found an empty text")
     if not texts:
         return []
-    found = memory.search(encoder.ask(list(texts)).numpy(), k)
+    return read_facts(memory, memory.search(encoder.ask(list(texts)).numpy(), k))
+
+
+def read_facts(memory: Memory, found: TopK) -> list[list[Answer]]:
+    """The facts that a search found, fetched and weighed: per question, best first. Raises UnknownFact."""
     held_BK = found.fact_ids_BK >= 0
     rows = iter(memory.fetch(found.fact_ids_BK[held_BK], _COLUMNS).to_pylist())
     answers = []

@@ -14,6 +14,7 @@ BENCHES = {
     "kills": "kill -9 of ingest, embed and train at random instants, and their reruns.",
     "live": "Upserts, compaction and re-indexing while searches go on, beside a rebuild.",
     "search": "Search time against faiss, in-process and on Ray.",
+    "serve": "Questions per second and latency over HTTP, one at a time and many at once.",
     "simplequestions": "Accuracy on SimpleQuestions, with training time and peak memory.",
     "step": "A training step with K-MIPS attention against the full softmax.",
 }

@@ -70,7 +70,7 @@ def test_a_file_that_breaks_a_rule_is_reported(name: str, text: str, complaint: 
     assert complaint in only
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "deploy.cli"])
+@pytest.mark.parametrize("package", [*PACKAGES, "deploy.cli", "deploy.client"])
 def test_a_package_and_the_command_line_load_without_their_heavy_libraries(package: str) -> None:
     program = f"import {package}, sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -1,0 +1,96 @@
+"""The client of the service for asyncio."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from deploy.client import calls
+from deploy.client.results import AskResult, MemoryInfo, RefreshResult, SearchResult
+from deploy.client.retry import RetryPolicy
+
+__all__ = ["AsyncClient"]
+
+Result = TypeVar("Result")
+
+
+class AsyncClient:
+    """Asks a running `hmn serve`; keeps connections open. One per event loop; an async context manager."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """token: by default the one in HMN_TOKEN. timeout_s: of one attempt. transport, sleep, clock: for tests."""
+        self._retry = retry or RetryPolicy()
+        self._sleep = sleep
+        self._clock = clock
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=calls.headers(token), timeout=timeout_s, transport=transport
+        )
+
+    async def ask(self, texts: str | Sequence[str], k: int = 5) -> AskResult:
+        """Answers to one question or several, from k facts each.
+
+        Raises InvalidRequest, Unauthorized; Overloaded, ServiceUnavailable when the retries are used up.
+        """
+        return await self._do(calls.ask(texts, k))
+
+    async def search(self, vectors: Any, k: int = 10) -> SearchResult:
+        """The k facts of largest inner product with each vector; floats [B, D]. Raises what `ask` raises."""
+        return await self._do(calls.search(vectors, k))
+
+    async def memory(self) -> MemoryInfo:
+        """What is served."""
+        return await self._do(calls.memory())
+
+    async def ready(self) -> bool:
+        """Whether questions are answered now; asks once."""
+        try:
+            response = await self._http.request("GET", "/readyz")
+        except httpx.TransportError:
+            return False
+        return response.status_code == 200
+
+    async def refresh(self) -> RefreshResult:
+        """Have the service look for a newer generation or model now; needs the token."""
+        return await self._do(calls.refresh())
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _do(self, call: calls.Call[Result]) -> Result:
+        began_s = self._clock()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                response = await self._http.request(call.method, call.path, json=call.body)
+            except httpx.TransportError as error:
+                failed = calls.no_answer(error, str(self._http.base_url))
+            else:
+                if response.is_success:
+                    return call.result(response)
+                failed = calls.failure(response)
+            pause_s = self._retry.pause(attempt, failed.status, failed.retry_after_s, self._clock() - began_s)
+            if pause_s is None:
+                raise failed
+            await self._sleep(pause_s)

@@ -1,0 +1,86 @@
+"""[ray] Puts the application on Ray Serve: one deployment whose replicas each hold a model."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import ProxyLocation
+from ray.serve.schema import LoggingConfig
+
+from deploy.serve.app import make_app
+from deploy.serve.engine import RunEngine
+from deploy.serve.settings import ServeSettings
+from memory_store.errors import RayUnavailable
+from memory_store.memory import stop_memory
+from memory_store.ray_session import ensure_ray
+
+__all__ = ["APP_NAME", "serve_run"]
+
+APP_NAME = "hmn"
+HEALTH_CHECK_S = 60.0
+REQUESTS_BEYOND_QUEUE = 256  # reach the application besides those it may queue, so that it is the one that says 429
+
+
+@serve.ingress()
+class Replica:
+    """One copy of the model, over shards of its own or shared ones."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        logging.getLogger("hmn.serve").setLevel(logging.INFO)
+        self._settings = settings
+        self._engine = RunEngine(settings.source)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return make_app(self._engine, self._settings)
+
+
+def serve_run(
+    settings: ServeSettings, *, host: str, port: int, replicas: int, started: Callable[[], None], local: bool
+) -> None:
+    """Serve until SIGINT or SIGTERM. started is called when requests are answered.
+
+    local: Ray was started for this alone and ends with it; else only the application is taken off the cluster.
+    """
+    ensure_ray()
+    stop = threading.Event()
+    place = ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    try:
+        _start_front(place, host, port, quiet)
+        as_deployment = serve.deployment(
+            name=APP_NAME,
+            num_replicas=replicas,
+            max_ongoing_requests=settings.limits.waiting + REQUESTS_BEYOND_QUEUE,
+            graceful_shutdown_timeout_s=settings.limits.deadline_s,
+            health_check_timeout_s=HEALTH_CHECK_S,
+            logging_config=quiet,
+        )
+        serve.run(as_deployment(Replica).bind(settings), name=APP_NAME, route_prefix="/", logging_config=quiet)
+        for number in (signal.SIGINT, signal.SIGTERM):  # before this, Ctrl-C breaks off the start
+            signal.signal(number, lambda *_: stop.set())
+        started()
+        stop.wait()
+    finally:
+        if local:
+            serve.shutdown()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+            ray.shutdown()
+        else:
+            serve.delete(APP_NAME)
+            if settings.source.name is not None:
+                stop_memory(settings.source.name)
+
+
+def _start_front(place: ProxyLocation, host: str, port: int, quiet: LoggingConfig) -> None:
+    try:
+        serve.start(proxy_location=place, http_options={"host": host, "port": port}, logging_config=quiet)
+    except (RayActorError, TimeoutError) as error:
+        raise RayUnavailable(
+            f"expected Ray Serve to listen on {host}:{port}, found that its HTTP front did not start; is the machine "
+            "too busy? Run the same command again"
+        ) from error
