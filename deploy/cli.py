@@ -3,7 +3,22 @@
 import click
 
 from deploy import entry
-from deploy.jobs import ask, bench, demo, doctor, embed, evaluate, indexes, ingest, inspect, plan, train, verify
+from deploy.jobs import (
+    ask,
+    bench,
+    compare,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    indexes,
+    ingest,
+    inspect,
+    plan,
+    report,
+    train,
+    verify,
+)
 from deploy.options import examples
 
 __all__ = ["hmn", "main"]
@@ -35,7 +50,7 @@ def hmn() -> None:
     """
 
 
-for _job in (demo, ingest, embed, train, evaluate, ask, inspect, verify, plan, indexes, bench, doctor):
+for _job in (demo, ingest, embed, train, evaluate, report, compare, ask, inspect, verify, plan, indexes, bench, doctor):
     hmn.add_command(_job.command)
 
 
