@@ -7,6 +7,7 @@ from deploy.jobs import (
     ask,
     bench,
     compare,
+    completion,
     demo,
     doctor,
     embed,
@@ -50,7 +51,23 @@ def hmn() -> None:
     """
 
 
-for _job in (demo, ingest, embed, train, evaluate, report, compare, ask, inspect, verify, plan, indexes, bench, doctor):
+for _job in (
+    demo,
+    ingest,
+    embed,
+    train,
+    evaluate,
+    report,
+    compare,
+    ask,
+    inspect,
+    verify,
+    plan,
+    indexes,
+    bench,
+    doctor,
+    completion,
+):
     hmn.add_command(_job.command)
 
 

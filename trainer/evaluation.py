@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from memory_store.errors import ConfigError, EmptyInput
 from memory_store.memory import Memory
+from memory_store.notebook import html_table
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
 from memory_store.topk import NO_FACT
@@ -108,6 +109,22 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        low, high = self.overall.interval
+        return (
+            f"Evaluation(split={self.split!r}, k={self.k}, questions={self.overall.questions:,}, "
+            f"path_accuracy={self.overall.path_accuracy:.4f} ({low:.4f} to {high:.4f}), "
+            f"recall={self.overall.recall:.4f})"
+        )
+
+    def _repr_html_(self) -> str:
+        most = sorted(self.relations.items(), key=lambda item: (-item[1].questions, item[0]))[:10]
+        rows = [
+            (name, f"{score.questions:,}", f"{score.path_accuracy:.1%}", "{:.1%} – {:.1%}".format(*score.interval))
+            for name, score in [("all relations", self.overall), *most]
+        ]
+        return html_table(f"{self.split}, k = {self.k}", ("relation", "questions", "right path", "95 % interval"), rows)
 
     def table(self, relations: int = 20) -> str:
         """A readable table: all questions, then the relations asked about most."""

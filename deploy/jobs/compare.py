@@ -22,7 +22,7 @@ __all__ = ["command"]
     short_help="Runs side by side: settings, curves, accuracy.",
     epilog=examples("hmn compare runs/k10 runs/k100", "hmn compare runs/* --split test --html k.html"),
 )
-@click.argument("run_dirs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.argument("run_dirs", metavar="RUN RUN...", type=click.Path(file_okay=False), nargs=-1, required=True)
 @click.option(
     "--split", type=click.Choice(["train", "valid", "test"]), help="Default: what most runs were evaluated on."
 )

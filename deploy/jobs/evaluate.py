@@ -21,7 +21,7 @@ __all__ = ["command", "show_evaluation"]
     short_help="How often a trained run is right.",
     epilog=examples("hmn evaluate runs/geonames", "hmn evaluate runs/geonames --split test --wrong 30"),
 )
-@click.argument("run_dir", metavar="RUN")
+@click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="valid", show_default=True)
 @click.option("--k", type=click.IntRange(min=1), help="Facts retrieved per question; default: as the run was trained.")
 @click.option("--relations", type=click.IntRange(min=0), default=20, show_default=True, help="Relations to show.")

@@ -16,7 +16,7 @@ __all__ = ["command"]
     short_help="A run as a page: curves, accuracy, time, examples.",
     epilog=examples("hmn report runs/geonames", "hmn report runs/geonames --open"),
 )
-@click.argument("run_dir", metavar="RUN")
+@click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
 @json_option
 @click.pass_obj

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_store.errors import ConfigError
+from memory_store.notebook import html_table
 from trainer.metrics import wilson
 from trainer.report.figures import STEP, Figure, points_of, seconds_text
 from trainer.report.page import document, figures, section, table, value_text
@@ -69,6 +70,12 @@ class Comparison:
         """The same of the settings that differ."""
         rows = [(name, *(value_text(value) for value in values)) for name, values in self.differences.items()]
         return ("setting", *(run.name for run in self.runs)), rows
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(run.name for run in self.runs)}, split={self.split!r})"
+
+    def _repr_html_(self) -> str:
+        return html_table("runs", *self.table()) + html_table("settings that differ", *self.settings())
 
     def page(self) -> str:
         """The comparison as one HTML page that needs nothing else."""

@@ -65,6 +65,10 @@ class RunRecord:
         """As plain JSON values."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        evaluated = ", ".join(self.evaluations) or "none"
+        return f"RunRecord({self.name!r}, steps={self.steps:,}, evaluations={evaluated})"
+
     @property
     def headline(self) -> tuple[str, Mapping[str, Any]] | None:
         """(split, evaluation) that a summary shows."""
