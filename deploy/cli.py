@@ -7,6 +7,8 @@ from deploy.jobs import (
     ask,
     bench,
     compact,
+    compare,
+    completion,
     delete,
     demo,
     diff,
@@ -18,6 +20,7 @@ from deploy.jobs import (
     inspect,
     plan,
     reindex,
+    report,
     rollback,
     serve,
     sweep,
@@ -63,6 +66,8 @@ for _job in (
     embed,
     train,
     evaluate,
+    report,
+    compare,
     ask,
     serve,
     upsert,
@@ -79,6 +84,7 @@ for _job in (
     indexes,
     bench,
     doctor,
+    completion,
 ):
     hmn.add_command(_job.command)
 

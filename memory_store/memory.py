@@ -24,6 +24,7 @@ from memory_store.errors import (
 from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
+from memory_store.notebook import html_pairs
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial
 from memory_store.recall import RecallReport, pooled
@@ -124,6 +125,22 @@ class Memory:
             f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, "
             f"dim={served.dim}, shards={len(served.rows_by_shard)}, "
             f"index={self._engines.now.index!r}, backend={self._engines.now.backend.name!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        if self._closed:
+            return html_pairs(self._storage.shown, {"state": "closed"})
+        engine, manifest, served = self._now()
+        return html_pairs(
+            self._storage.shown,
+            {
+                "facts": f"{served.fact_count:,}",
+                "vectors": f"{manifest.dtype} [{served.dim}]" if manifest.vectors else "none",
+                "generation": served.generation,
+                "shards": " + ".join(f"{rows:,}" for rows in served.rows_by_shard) + f" rows, {engine.backend.name}",
+                "index": engine.index,
+                "encoder": manifest.encoder or "–",
+            },
         )
 
     def search(

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_store.notebook import html_table
+
 # B queries in a batch, K slots per query, S partial answers
 
 __all__ = ["NO_FACT", "PartialTopK", "TopK", "merge", "select"]
 
+_QUERIES_SHOWN, _SLOTS_SHOWN = 10, 5  # in a notebook
 NO_FACT = -1  # the id in a slot that no fact fills; its score is -inf
 
 
@@ -40,6 +43,17 @@ class TopK:
     def __repr__(self) -> str:
         batch, k = self.fact_ids_BK.shape
         return f"TopK(queries={batch}, k={k}, generation={self.generation}, coverage={self.coverage:.3f})"
+
+    def _repr_html_(self) -> str:
+        batch, k = self.fact_ids_BK.shape
+        shown = range(min(k, _SLOTS_SHOWN))
+        rows = [
+            (query, *(f"{self.fact_ids_BK[query, slot]} ({self.scores_BK[query, slot]:.4g})" for slot in shown))
+            for query in range(min(batch, _QUERIES_SHOWN))
+        ]
+        of = f", the first {len(rows)}" if batch > len(rows) else ""
+        title = f"{batch:,} queries{of}; k = {k}; generation {self.generation}; coverage {self.coverage:.3f}"
+        return html_table(title, ("query", *(f"{slot + 1}: fact id (score)" for slot in shown)), rows)
 
 
 def select(fact_ids_BC: NDArray[np.int64], scores_BC: NDArray[np.float64], k: int) -> PartialTopK:

@@ -11,13 +11,16 @@ import numpy as np
 
 from memory_store.errors import ConfigError
 from memory_store.memory import Memory
+from memory_store.notebook import html_table
 from memory_store.topk import TopK
 from trainer.encoders.base import Encoder
 from trainer.run import open_run
 
 # B questions, K facts read
 
-__all__ = ["Answer", "Answerer", "answer_questions", "read_facts"]
+__all__ = ["Answer", "Answerer", "Answers", "answer_questions", "read_facts"]
+
+_OBJECTS_SHOWN = 6
 
 _COLUMNS = ("fact_id", "subject_id", "subject", "relation", "object_ids", "objects")
 
@@ -39,6 +42,22 @@ class Answer:
     weight: float
 
 
+class Answers(list[Answer]):
+    """What was read for one question, best first; a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"{one.weight:.2f}",
+                one.subject or one.subject_id or one.fact_id,
+                one.relation or "–",
+                _shown(one.objects),
+            )
+            for one in self
+        ]
+        return html_table("read, best first", ("weight", "subject", "relation", "leads to"), rows)
+
+
 class Answerer:
     """Answers questions from a run; opens its memory once. Use it as a context manager, or `close` it."""
 
@@ -58,13 +77,16 @@ class Answerer:
         """The memory that is read."""
         return self._run.memory
 
-    def ask(self, text: str, k: int = 3) -> list[Answer]:
+    def ask(self, text: str, k: int = 3) -> Answers:
         """The k facts that answer the question best, best first. Raises ConfigError for an empty question."""
         return self.ask_many([text], k)[0]
 
-    def ask_many(self, texts: Sequence[str], k: int = 3) -> list[list[Answer]]:
+    def ask_many(self, texts: Sequence[str], k: int = 3) -> list[Answers]:
         """`ask` for several questions at once."""
         return answer_questions(self._run.memory, self._run.encoder, texts, k)
+
+    def __repr__(self) -> str:
+        return f"Answerer({self._run!r})"
 
     def close(self) -> None:
         """Close the memory. Safe to call twice."""
@@ -79,7 +101,7 @@ class Answerer:
         self.close()
 
 
-def answer_questions(memory: Memory, encoder: Encoder, texts: Sequence[str], k: int = 3) -> list[list[Answer]]:
+def answer_questions(memory: Memory, encoder: Encoder, texts: Sequence[str], k: int = 3) -> list[Answers]:
     """The k facts that an encoder reads for each question, best first."""
     if k < 1:
         raise ConfigError(f"expected k >= 1, found {k}")
@@ -91,7 +113,7 @@ def answer_questions(memory: Memory, encoder: Encoder, texts: Sequence[str], k: 
     return read_facts(memory, memory.search(encoder.ask(list(texts)).numpy(), k))
 
 
-def read_facts(memory: Memory, found: TopK) -> list[list[Answer]]:
+def read_facts(memory: Memory, found: TopK) -> list[Answers]:
     """The facts that a search found, fetched and weighed: per question, best first. Raises UnknownFact."""
     held_BK = found.fact_ids_BK >= 0
     rows = iter(memory.fetch(found.fact_ids_BK[held_BK], _COLUMNS).to_pylist())
@@ -101,10 +123,10 @@ def read_facts(memory: Memory, found: TopK) -> list[list[Answer]]:
         weights_K = np.exp(kept_K - kept_K.max()) if len(kept_K) else kept_K
         total = weights_K.sum()
         answers.append(
-            [
+            Answers(
                 _answer(next(rows), float(score), float(weight / total))
                 for score, weight in zip(kept_K, weights_K, strict=True)
-            ]
+            )
         )
     return answers
 
@@ -122,6 +144,11 @@ def _answer(row: dict[str, object], score: float, weight: float) -> Answer:
         score=score,
         weight=weight,
     )
+
+
+def _shown(objects: Sequence[str]) -> str:
+    more = len(objects) - _OBJECTS_SHOWN
+    return ", ".join(objects[:_OBJECTS_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _items(value: object) -> list[object]:

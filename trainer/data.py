@@ -87,6 +87,10 @@ class Questions:
         keep_Q = np.isin(self.key_Q, paths.key_P)
         return Questions(table=self.table.filter(pa.array(keep_Q)), key_Q=self.key_Q[keep_Q])
 
+    def take(self, at: NDArray[np.int64]) -> "Questions":
+        """Those at these places."""
+        return Questions(table=self.table.take(pa.array(at)), key_Q=self.key_Q[at])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:

@@ -13,20 +13,25 @@ from numpy.typing import NDArray
 
 from memory_store.errors import ConfigError, EmptyInput
 from memory_store.memory import Memory
+from memory_store.notebook import html_table
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
+from memory_store.topk import NO_FACT
 from pipeline.sources.questions import read_questions
 from trainer.data import Paths, Questions
 from trainer.encoders.base import Encoder
-from trainer.metrics import of_mean, wilson
+from trainer.metrics import gold_ranks, of_mean, wilson
+from trainer.report.write import write_report
 from trainer.run import open_run
 
 # Q questions, K facts retrieved per question, G gold facts of a question (padded with -1)
 
-__all__ = ["Evaluation", "Score", "WrongAnswer", "evaluate", "evaluate_questions"]
+__all__ = ["Evaluation", "RightAnswer", "Score", "WrongAnswer", "evaluate", "evaluate_questions"]
 
 _QUESTIONS_AT_ONCE = 512
 _READ_COLUMNS = ("fact_id", "subject_id", "subject", "relation", "object_ids")
+_RIGHT_SHOWN = 100  # right answers that are kept; of the wrong ones all are
+_OBJECTS_SHOWN = 4  # some facts lead to hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +60,40 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class WrongAnswer:
-    """A question that was answered by another path than the gold one, and what was read instead."""
+    """A question that was answered by another path than the gold one, and what was read instead.
+
+    read_objects: the first few names, or ids, of what the fact read leads to.
+    """
 
     question: str
     gold_subject_id: str
+    gold_subject: str | None
     gold_relation: str
     read_subject_id: str | None
     read_subject: str | None
     read_relation: str | None
+    read_objects: tuple[str, ...]
     gold_rank: int | None  # from 1; None: not among the K retrieved
 
 
 @dataclass(frozen=True, kw_only=True)
+class RightAnswer:
+    """A question that was answered by the gold path, and what was read."""
+
+    question: str
+    read_subject_id: str | None
+    read_subject: str | None
+    read_relation: str | None
+    read_objects: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `hmn evaluate` shows. softmax_size: mean facts under a question's softmax; relations: scores by relation."""
+    """What `hmn evaluate` shows. softmax_size: mean facts under a question's softmax; relations: scores by relation.
+
+    questions_by_rank: how many questions have their first gold fact at rank 1, 2, ... K. wrong: all of them; right:
+    some, from all over the split.
+    """
 
     split: str
     k: int
@@ -77,11 +102,29 @@ class Evaluation:
     missing: int  # questions whose gold path the memory does not hold; they count as wrong
     overall: Score
     relations: Mapping[str, Score]
+    questions_by_rank: tuple[int, ...]
     wrong: tuple[WrongAnswer, ...]
+    right: tuple[RightAnswer, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        low, high = self.overall.interval
+        return (
+            f"Evaluation(split={self.split!r}, k={self.k}, questions={self.overall.questions:,}, "
+            f"path_accuracy={self.overall.path_accuracy:.4f} ({low:.4f} to {high:.4f}), "
+            f"recall={self.overall.recall:.4f})"
+        )
+
+    def _repr_html_(self) -> str:
+        most = sorted(self.relations.items(), key=lambda item: (-item[1].questions, item[0]))[:10]
+        rows = [
+            (name, f"{score.questions:,}", f"{score.path_accuracy:.1%}", "{:.1%} – {:.1%}".format(*score.interval))
+            for name, score in [("all relations", self.overall), *most]
+        ]
+        return html_table(f"{self.split}, k = {self.k}", ("relation", "questions", "right path", "95 % interval"), rows)
 
     def table(self, relations: int = 20) -> str:
         """A readable table: all questions, then the relations asked about most."""
@@ -102,7 +145,8 @@ class Evaluation:
 def evaluate(
     run_dir: str | Path, split: str = "valid", *, k: int | None = None, progress: Progress = silent
 ) -> Evaluation:
-    """Evaluate a run's newest checkpoint on a split of its questions; also writes evaluation-<split>.json there.
+    """Evaluate a run's newest checkpoint on a split of its questions; also writes evaluation-<split>.json there, and
+    the run's report anew.
 
     The memory is served in the generation that the checkpoint names. Raises ConfigError for a directory without a
     checkpoint, EmptyInput for a split without questions.
@@ -114,6 +158,7 @@ def evaluate(
         )
     content = json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n"
     Storage(str(run_dir)).write_atomic(f"evaluation-{split}.json", content.encode())
+    write_report(run_dir)
     return found
 
 
@@ -147,14 +192,12 @@ def _judge(
     table = questions.table
     same_subject_Q = np.asarray(pc.equal(read["subject_id"], table["subject_id"]).fill_null(False))
     path_Q = same_subject_Q & np.asarray(pc.equal(read["relation"], table["relation"]).fill_null(False))
-    # [Q, K, 1] against [Q, 1, G]: which of the facts retrieved are gold
-    is_gold_QK = ((ids_QK[:, :, None] == gold_QG[:, None, :]) & (ids_QK[:, :, None] >= 0)).any(axis=2)
-    found_Q = is_gold_QK.any(axis=1)
-    rank_Q = np.where(found_Q, is_gold_QK.argmax(axis=1) + 1, 0)
+    rank_Q = gold_ranks(ids_QK, gold_QG)
+    found_Q = rank_Q > 0
     answer_Q = _leads_to(read["object_ids"], table["object_id"])
     judged = {
         "path": path_Q,
-        "fact": is_gold_QK[:, 0],
+        "fact": rank_Q == 1,
         "answer": answer_Q,
         "recall": found_Q,
         "mrr": np.where(found_Q, 1 / np.maximum(rank_Q, 1), 0.0),
@@ -172,7 +215,9 @@ def _judge(
         missing=int((gold_QG < 0).all(axis=1).sum()) if gold_QG.shape[1] else len(questions),
         overall=_score(judged),
         relations=relations,
-        wrong=_wrong(table, read, path_Q, rank_Q),
+        questions_by_rank=tuple(np.bincount(rank_Q, minlength=ids_QK.shape[1] + 1)[1:].tolist()),
+        wrong=_wrong(memory, table, ids_QK, gold_QG, path_Q, rank_Q),
+        right=_right(memory, table, ids_QK, path_Q),
     )
 
 
@@ -200,20 +245,58 @@ def _score(judged: dict[str, NDArray[Any]]) -> Score:
 
 
 def _wrong(
-    table: pa.Table, read: pa.Table, path_Q: NDArray[np.bool_], rank_Q: NDArray[np.int64]
+    memory: Memory,
+    table: pa.Table,
+    ids_QK: NDArray[np.int64],
+    gold_QG: NDArray[np.int64],
+    path_Q: NDArray[np.bool_],
+    rank_Q: NDArray[np.int64],
 ) -> tuple[WrongAnswer, ...]:
     at = np.flatnonzero(~path_Q)
-    asked = table.take(pa.array(at)).to_pylist()
-    instead = read.select(["subject_id", "subject", "relation"]).take(pa.array(at)).to_pylist()
+    gold_at = gold_QG[at, 0] if gold_QG.shape[1] else np.full(len(at), NO_FACT)
+    held_at = gold_at >= 0
+    names = iter(memory.fetch(gold_at[held_at], ["subject"])["subject"].to_pylist())
     return tuple(
         WrongAnswer(
             question=question["question"],
             gold_subject_id=question["subject_id"],
+            gold_subject=next(names) if held else None,
             gold_relation=question["relation"],
-            read_subject_id=other["subject_id"],
-            read_subject=other["subject"],
-            read_relation=other["relation"],
             gold_rank=int(rank) or None,
+            **read,
         )
-        for question, other, rank in zip(asked, instead, rank_Q[at], strict=True)
+        for question, read, held, rank in zip(
+            table.take(pa.array(at)).to_pylist(), _read(memory, ids_QK[at, 0]), held_at, rank_Q[at], strict=True
+        )
     )
+
+
+def _right(
+    memory: Memory, table: pa.Table, ids_QK: NDArray[np.int64], path_Q: NDArray[np.bool_]
+) -> tuple[RightAnswer, ...]:
+    every = np.flatnonzero(path_Q)
+    at = every[np.linspace(0, len(every) - 1, min(_RIGHT_SHOWN, len(every))).astype(np.int64)]
+    texts = table["question"].take(pa.array(at)).to_pylist()
+    read = _read(memory, ids_QK[at, 0])
+    return tuple(RightAnswer(question=text, **fact) for text, fact in zip(texts, read, strict=True))
+
+
+def _read(memory: Memory, fact_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """What answers tell of the facts they read."""
+    rows = memory.fetch(fact_ids, ["subject_id", "subject", "relation", "object_ids", "objects"]).to_pylist()
+    return [
+        {
+            "read_subject_id": row["subject_id"],
+            "read_subject": row["subject"],
+            "read_relation": row["relation"],
+            "read_objects": tuple(
+                name or identity
+                for name, identity in zip(
+                    (row["objects"] or row["object_ids"] or ())[:_OBJECTS_SHOWN],
+                    (row["object_ids"] or ())[:_OBJECTS_SHOWN],
+                    strict=True,
+                )
+            ),
+        }
+        for row in rows
+    ]

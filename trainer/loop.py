@@ -7,20 +7,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from torch import Tensor
 
-from memory_store.errors import ConfigError, MemoryNotFound
+from memory_store.errors import ConfigError, HmnError, MemoryNotFound
 from memory_store.manifest import read_manifest
 from memory_store.memory import Memory
 from memory_store.opening import open_memory
 from memory_store.parts import scan_facts
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
-from pipeline.features import FEATURES_VERSION
+from pipeline.features import FEATURES_VERSION, QuestionFeatures
 from pipeline.ingest import ingest
 from pipeline.sources.questions import read_questions
 from trainer.attention import KMipsAttention
@@ -30,21 +32,25 @@ from trainer.data import Paths, Questions, TrainingData
 from trainer.encoders.base import Encoder
 from trainer.encoders.facts import FEATURE_COLUMNS, FactFeatures
 from trainer.encoders.registry import make_encoder
-from trainer.metrics import MetricsStream
+from trainer.environment import record_environment
+from trainer.metrics import last_loss
 from trainer.process import prepare_process
 from trainer.refresh import Refresher
+from trainer.report.write import write_report
 from trainer.sources import EncodedFacts
 from trainer.state import capture, restore
 from trainer.step import Average, Optimizers, training_step
+from trainer.watch import Sample, Watch
 
 __all__ = ["RunResult", "train", "train_worker"]
-
-_REPORT_EVERY_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a training run left behind. generation: of the memory, embedded by the trained model."""
+    """What a training run left behind. generation: of the memory, embedded by the trained model.
+
+    report: the page that shows the run; None if it could not be written, which leaves the run as good as it is.
+    """
 
     run_dir: Path
     steps: int
@@ -52,19 +58,21 @@ class RunResult:
     generation: int
     resumed_from: int
     seconds: float
+    report: Path | None
 
 
 def train(config: RunConfig, *, resume: bool = False, progress: Progress = silent) -> RunResult:
     """Train a model on the configured memory; ingests the configured facts first where there is no memory yet.
 
-    The run directory then holds config.toml, metrics.jsonl and the newest checkpoint; the memory is embedded by the
-    trained model. resume: go on from the newest checkpoint, to exactly the result of a run that never stopped; without
-    one, start. Raises ConfigError when the directory holds a run already and `resume` is not asked for, or when it
-    holds a run with other settings.
+    The run directory then holds config.toml, metrics.jsonl, the newest checkpoint and report.html; the memory is
+    embedded by the trained model. resume: go on from the newest checkpoint, to exactly the result of a run that never
+    stopped; without one, start. Raises ConfigError when the directory holds a run already and `resume` is not asked
+    for, or when it holds a run with other settings.
     """
     started_s = time.monotonic()
     run_dir = Path(config.run_dir)
     found = _claim(run_dir, config, resume)
+    record_environment(run_dir)
     _prepare_memory(config, progress)
     result: dict[str, Any] = {}
 
@@ -84,7 +92,16 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
         generation=result["generation"],
         resumed_from=found.step if found else 0,
         seconds=time.monotonic() - started_s,
+        report=_report(run_dir),
     )
+
+
+def _report(run_dir: Path) -> Path | None:
+    try:
+        return write_report(run_dir)
+    except HmnError as error:
+        logging.getLogger(__name__).error("no report of the run: %s", error)
+        return None
 
 
 def _claim(run_dir: Path, config: RunConfig, resume: bool) -> CheckpointInfo | None:
@@ -158,9 +175,11 @@ def train_worker(
     prepare_process(config.train.threads)
     storage = Storage(config.memory.url)
     manifest = read_manifest(storage)
+    questions = Questions.of(read_questions(config.data.questions, "train"))
+    paths = Paths.scan(storage, manifest)
     data = TrainingData(
-        Questions.of(read_questions(config.data.questions, "train")),
-        Paths.scan(storage, manifest),
+        questions,
+        paths,
         storage,
         manifest,
         batch_questions=config.train.batch_questions,
@@ -186,6 +205,10 @@ def train_worker(
     if config.train.max_steps:
         steps = min(steps, config.train.max_steps)
     first = found.step if found else 0
+    watch = None
+    if rank == 0:
+        sample = Sample.draw(config.data.questions, questions, paths, config.seed)
+        watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first)
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
         config.memory.url, config.memory.shards, config.memory.index, backend=config.memory.backend
@@ -203,6 +226,7 @@ def train_worker(
             average=average,
             wait=wait,
             progress=progress,
+            watch=watch,
         )
         return run.train(first, found)
 
@@ -227,37 +251,43 @@ class _Run:
     average: Average | None
     wait: Callable[[int], int]
     progress: Progress
+    watch: Watch | None  # of rank 0
     loss: float = 0.0
+    held: int | None = -1  # the member whose vectors the memory holds, None for all; -1 for what was there before
 
     def train(self, first: int, found: CheckpointInfo | None) -> dict[str, Any]:
         settings = self.config.train
         refresher = Refresher(self.memory, self.encoder, name=_pin_name(self.config), dtype=self.config.memory.dtype)
-        metrics = MetricsStream(Path(self.config.run_dir), resume_step=first) if self.rank == 0 else None
         self.encoder.train()
         self.attention.train()
         if found is not None and self.rank == 0:
-            self.loss = _last_loss(self.config.run_dir)
+            self.loss = last_loss(Path(self.config.run_dir))
         generation = found.generation if found is not None else 0
         members = len(self.encoder.members)
-        facts = [EncodedFacts(self.memory, self.encoder, member=member) for member in range(members)]
         total = members * self.steps
         for step in range(first, total):
             member, own_step = divmod(step, self.steps)
+            alone = member if members > 1 else None
             refreshes, steps_since = divmod(own_step, settings.refresh_every_steps)
             if steps_since == 0:
-                checkpoint = refreshes % settings.checkpoint_every_refreshes == 0 and step > first
-                if checkpoint:
-                    generation = self._checkpoint(refresher, step, total)
-                if not checkpoint or members > 1:  # of one member, the checkpoint has embedded all there is
-                    generation = self._refresh(refresher, member)
+                generation = self._refresh(refresher, alone, watched_at=step)
+                if refreshes % settings.checkpoint_every_refreshes == 0 and step > first:
+                    if members > 1:
+                        generation = self._refresh(refresher, None)
+                    self._save(refresher, generation, step, total)
+                    if members > 1:
+                        generation = self._refresh(refresher, alone)
+            began_s = time.perf_counter()
+            batch = self.data.batch(own_step, self.rank, settings.workers, member=member)
+            batch_s = time.perf_counter() - began_s
             generator = torch.Generator().manual_seed((self.config.seed << 32) + step * settings.workers + self.rank)
             report = training_step(
                 self.encoder,
                 self.attention,
-                facts[member],
-                self.data.batch(own_step, self.rank, settings.workers, member=member),
+                EncodedFacts(self.memory, self.encoder, member=alone),
+                batch,
                 self.optimizers,
-                member=member,
+                member=alone,
                 decay=1 - own_step / self.steps,
                 feature_dropout=settings.feature_dropout,
                 generator=generator,
@@ -265,48 +295,58 @@ class _Run:
             )
             self.loss = report.loss
             done = step + 1
-            if metrics is not None and (done % _REPORT_EVERY_STEPS == 0 or done == total):
-                metrics.write(
-                    "train",
-                    done,
-                    {"loss": report.loss, "candidates": report.candidates, "softmax_size": report.softmax_size},
-                    {"step_s": report.step_s, "search_s": report.search_s},
-                )
+            if self.watch is not None and self.watch.step(done, report, batch, batch_s, last=done == total):
                 self.progress("train", done, total, unit="steps", note=f"loss {report.loss:.3f}")
         if total > first:
-            generation = self._checkpoint(refresher, total, total)
-        if metrics is not None:
-            metrics.close()
+            generation = self._refresh(refresher, None, watched_at=total)
+            self._save(refresher, generation, total, total)
+        if self.watch is not None:
+            self.watch.close()
         return {"steps": total, "loss": self.loss, "generation": generation}
 
-    def _refresh(self, refresher: Refresher, member: int | None) -> int:
-        """Embed with the model as it is; rank 0 commits, the others wait and serve what it committed."""
-        generation = refresher.refresh(member=member) if self.rank == 0 else 0
+    def _refresh(self, refresher: Refresher, alone: int | None, *, watched_at: int | None = None) -> int:
+        """Embed with the model as it is; rank 0 commits, the others wait and serve what it committed.
+
+        alone: embed by this member only, not by all. watched_at: the step at which the watch asks its sample.
+        """
+        encode = partial(self._encode, member=alone)
+        watch = self.watch if watched_at is not None else None
+        if watch is not None:
+            watch.before_refresh(self.memory, encode if self.held == alone else None)
+        generation = refresher.refresh(member=alone) if self.rank == 0 else 0
         generation = self.wait(generation)
+        self.held = alone
         if self.rank == 0:
             refresher.sweep()
         else:
             self.memory.refresh(generation)
+        if watch is not None and watched_at is not None:
+            watch.refreshed(watched_at, self.memory, encode)
         return generation
 
-    def _checkpoint(self, refresher: Refresher, step: int, total: int) -> int:
-        """Embed with all members and save everything; the generation is kept for as long as the checkpoint is."""
-        generation = self._refresh(refresher, None)
-        if self.rank == 0:
-            refresher.keep(generation)
-            save_checkpoint(
-                self.run_storage,
-                capture(self.encoder, self.optimizers),
-                step=step,
-                total_steps=total,
-                generation=generation,
-                memory=self.config.memory.url,
-                fingerprint=self.encoder.fingerprint(),
-                features=FEATURES_VERSION,
-                encoder=self.config.model.encoder,
-            )
-            refresher.sweep()
-        return generation
+    def _save(self, refresher: Refresher, generation: int, step: int, total: int) -> None:
+        """A checkpoint against a generation that all members embedded, kept for as long as the checkpoint is."""
+        if self.rank != 0:
+            return
+        refresher.keep(generation)
+        save_checkpoint(
+            self.run_storage,
+            capture(self.encoder, self.optimizers),
+            step=step,
+            total_steps=total,
+            generation=generation,
+            memory=self.config.memory.url,
+            fingerprint=self.encoder.fingerprint(),
+            features=FEATURES_VERSION,
+            encoder=self.config.model.encoder,
+        )
+        refresher.sweep()
+
+    def _encode(self, questions: QuestionFeatures, member: int | None) -> Tensor:
+        was_training = self.encoder.training
+        query_BD = self.encoder.eval().encode_questions(questions, member=member)
+        self.encoder.train(was_training)
+        return query_BD
 
 
 def _pin_name(config: RunConfig) -> str:
@@ -314,10 +354,3 @@ def _pin_name(config: RunConfig) -> str:
     folder = Path(config.run_dir).resolve()
     plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in folder.name)
     return f"run-{plain or 'unnamed'}-{xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]}"
-
-
-def _last_loss(run_dir: str) -> float:
-    from trainer.metrics import read_metrics
-
-    losses = [line["loss"] for line in read_metrics(Path(run_dir)) if line["kind"] == "train"]
-    return float(losses[-1]) if losses else 0.0

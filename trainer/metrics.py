@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MetricsStream", "of_mean", "read_metrics", "wilson"]
+__all__ = ["MetricsStream", "gold_ranks", "last_loss", "of_mean", "read_metrics", "wilson"]
+
+# Q questions, K facts retrieved per question, G gold facts of a question (padded with -1)
 
 
 def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
@@ -30,11 +32,18 @@ def of_mean(values: NDArray[np.floating], z: float = 1.96) -> tuple[float, float
     return max(0.0, float(values.mean()) - half), min(1.0, float(values.mean()) + half)
 
 
+def gold_ranks(ids_QK: NDArray[np.int64], gold_QG: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank, from 1, of the first gold fact among those retrieved; 0 where there is none. int64 [Q]."""
+    # [Q, K, 1] against [Q, 1, G]: which of the facts retrieved are gold
+    is_gold_QK = ((ids_QK[:, :, None] == gold_QG[:, None, :]) & (ids_QK[:, :, None] >= 0)).any(axis=2)
+    return np.where(is_gold_QK.any(axis=1), is_gold_QK.argmax(axis=1) + 1, 0)
+
+
 class MetricsStream:
     """One JSON object a line in metrics.jsonl, in the order of the steps.
 
     A run that is resumed at step s drops the lines of later steps first, so that the file reads as if it had never
-    stopped. Wall-clock figures are kept apart (`timing`), as they differ from run to run.
+    stopped. What may differ between two runs of one seed, such as wall-clock figures, is kept apart (`timing`).
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int) -> None:
@@ -47,7 +56,7 @@ class MetricsStream:
         self._board = _tensorboard(run_dir, resume_step)
 
     def write(self, kind: str, step: int, values: Mapping[str, float], timing: Mapping[str, float]) -> None:
-        """kind: "train" or the name of a split. Values and timing are numbers by name."""
+        """kind: "train" or "refresh", see trainer.watch. Values and timing are numbers by name."""
         line = {
             "kind": kind,
             "step": step,
@@ -77,6 +86,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def last_loss(run_dir: Path) -> float:
+    """The loss that a run wrote last; 0 before it wrote any."""
+    losses = [line["loss"] for line in read_metrics(run_dir) if line["kind"] == "train"]
+    return float(losses[-1]) if losses else 0.0
 
 
 def _tensorboard(run_dir: Path, resume_step: int) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from memory_store.errors import ConfigError, VersionMismatch
 from memory_store.memory import Memory
+from memory_store.notebook import html_pairs
 from memory_store.opening import open_memory
-from memory_store.storage import Storage
+from memory_store.storage import Storage, redact
 from pipeline.features import FEATURES_VERSION
 from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig, load_config
@@ -27,6 +28,23 @@ class OpenRun:
     checkpoint: CheckpointInfo
     encoder: Encoder
     memory: Memory
+
+    def __repr__(self) -> str:
+        return (
+            f"OpenRun({redact(self.config.run_dir)!r}, step={self.checkpoint.step}, "
+            f"encoder={self.checkpoint.fingerprint!r}, memory={self.memory!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_pairs(
+            redact(self.config.run_dir),
+            {
+                "step": f"{self.checkpoint.step:,} of {self.checkpoint.total_steps:,}",
+                "encoder": self.checkpoint.fingerprint,
+                "K": self.config.train.k,
+                "memory": repr(self.memory),
+            },
+        )
 
 
 def load_run(run_dir: str | Path) -> tuple[RunConfig, CheckpointInfo, Encoder]:

@@ -1,10 +1,12 @@
 """One training step: encode questions, search, encode the candidates, softmax, loss, gradients, update."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.features import question_features
@@ -22,13 +24,30 @@ Average = Callable[[list[Tensor], dict[str, tuple[Tensor, Tensor]]], dict[str, t
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """loss: of the batch; candidates: facts in the shared softmax; softmax_size: mean over the questions; seconds."""
+    """loss: of the batch; candidates: facts in the shared softmax; softmax_size: mean over the questions; seconds.
+
+    stages_s: seconds of encode (the questions, to search), search, forward (candidates fetched and encoded, softmax and
+    loss), backward and update. retrieved_BK: what the search found; None for a full softmax.
+    """
 
     loss: float
     candidates: int
     softmax_size: float
-    search_s: float
     step_s: float
+    stages_s: Mapping[str, float]
+    retrieved_BK: NDArray[np.int64] | None
+
+
+@dataclass
+class _Laps:
+    """Seconds by stage; a stage ends where it is named."""
+
+    began_s: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def end(self, stage: str) -> None:
+        now_s = time.perf_counter()
+        self.seconds[stage] = now_s - self.began_s - sum(self.seconds.values())
 
 
 class Optimizers:
@@ -84,7 +103,7 @@ def training_step(
     asked, with all its features; the gradient flows through the question with some of its features hidden. Dropout
     draws from `generator` only.
     """
-    started_s = time.perf_counter()
+    laps = _Laps()
     features = question_features(batch.texts)
     retrieved_BK = None
     if attention.candidates != "full":
@@ -92,22 +111,24 @@ def training_step(
         with torch.no_grad():
             query_BD = encoder.encode_questions(features, member=member)
         encoder.train()
-        searching_s = time.perf_counter()
+        laps.end("encode")
         retrieved_BK = facts.search(query_BD.numpy(), attention.k)
-        search_s = time.perf_counter() - searching_s
-    else:
-        search_s = 0.0
+        laps.end("search")
     optimizers.zero()
     query_BD = encoder.encode_questions(features, member=member, feature_dropout=feature_dropout, generator=generator)
     reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK)
     assert reading.gold_BC is not None, "training batches have gold facts"
     loss = reading_loss(reading.logits_BC, reading.gold_BC)
+    laps.end("forward")
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+    laps.end("backward")
     optimizers.step(decay, average)
+    laps.end("update")
     return StepReport(
         loss=loss.item(),
         candidates=len(reading.fact_ids_C),
         softmax_size=float(reading.softmax_size_B.mean()),
-        search_s=search_s,
-        step_s=time.perf_counter() - started_s,
+        step_s=sum(laps.seconds.values()),
+        stages_s=laps.seconds,
+        retrieved_BK=retrieved_BK,
     )

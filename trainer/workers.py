@@ -12,7 +12,7 @@ from memory_store.storage import Storage
 from trainer.checkpoint import CheckpointInfo, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.encoders.tables import sum_rows
-from trainer.metrics import read_metrics
+from trainer.metrics import last_loss
 
 __all__ = ["average_gradients", "run_workers"]
 
@@ -52,8 +52,7 @@ def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, An
     # Ray Train hands back metrics only with checkpoints of its own; ours are in the run directory.
     done = newest_checkpoint(Storage(config.run_dir))
     assert done is not None, "a run that ended has written its last checkpoint"
-    last = read_metrics(Path(config.run_dir))[-1]
-    return {"steps": done.step, "loss": last["loss"], "generation": done.generation}
+    return {"steps": done.step, "loss": last_loss(Path(config.run_dir)), "generation": done.generation}
 
 
 def _worker(payload: dict[str, Any]) -> None:

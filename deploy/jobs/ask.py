@@ -30,7 +30,14 @@ OBJECTS_SHOWN = 6  # some facts lead to hundreds
     ),
 )
 @click.argument("questions", metavar="[QUESTION]...", nargs=-1)
-@click.option("--run", "run_dir", metavar="RUN", required=True, help="The trained run that answers.")
+@click.option(
+    "--run",
+    "run_dir",
+    metavar="RUN",
+    type=click.Path(file_okay=False),
+    required=True,
+    help="The trained run that answers.",
+)
 @click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Facts to read.")
 @click.option("--memory", "url", metavar="URL", help="Read another memory, embedded by this run's model.")
 @click.option("--generation", type=click.IntRange(min=1), help="Default: the one the checkpoint names.")

@@ -194,6 +194,7 @@ class _Demo:
         self.console.write(f'  hmn ask "your question" --run {self.run}')
         self.console.write(f"  hmn evaluate {self.run} --split test")
         self.console.write(f"  hmn inspect {self.memory}")
+        self.console.write(f"What it learned, and how: {self.run}/report.html")
 
     @contextmanager
     def _step(self, name: str, title: str) -> Iterator[None]:

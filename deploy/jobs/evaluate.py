@@ -21,7 +21,7 @@ __all__ = ["command", "show_evaluation"]
     short_help="How often a trained run is right.",
     epilog=examples("hmn evaluate runs/geonames", "hmn evaluate runs/geonames --split test --wrong 30"),
 )
-@click.argument("run_dir", metavar="RUN")
+@click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="valid", show_default=True)
 @click.option("--k", type=click.IntRange(min=1), help="Facts retrieved per question; default: as the run was trained.")
 @click.option("--relations", type=click.IntRange(min=0), default=20, show_default=True, help="Relations to show.")
@@ -32,7 +32,8 @@ def command(console: Console, run_dir: str, split: str, k: int | None, relations
     """Ask every question of a split and compare what RUN reads with what was meant.
 
     path: the fact read has the question's subject and relation; answer: it leads to the right object. Intervals are
-    95 % Wilson intervals. All of it, with every wrong answer, is written to RUN/evaluation-<split>.json.
+    95 % Wilson intervals. All of it, with every wrong answer, is written to RUN/evaluation-<split>.json, and shown
+    in RUN/report.html.
     """
     from trainer.evaluation import evaluate
 
@@ -59,7 +60,7 @@ def show_evaluation(console: Console, run_dir: str, found: Evaluation, relations
         console.write(f"      read {one.read_subject or one.read_subject_id}: {one.read_relation}")
         console.write(f"      meant {one.gold_subject_id}: {one.gold_relation} ({rank})")
     console.write()
-    console.write(f"All of it: {run_dir.rstrip('/')}/evaluation-{found.split}.json")
+    console.write(f"All of it: {run_dir.rstrip('/')}/evaluation-{found.split}.json and report.html")
 
 
 if __name__ == "__main__":

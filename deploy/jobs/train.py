@@ -66,6 +66,7 @@ def show_run(console: Console, result: RunResult) -> None:
         f"Trained {result.steps:,} steps in {duration(result.seconds)}{again}; last loss {result.loss:.3f}. "
         f"The memory is embedded by this model as generation {result.generation}."
     )
+    console.write(f"Report: {result.report}" if result.report else "No report: `hmn report` says why.")
     console.write(f"Now: hmn evaluate {result.run_dir}")
 
 

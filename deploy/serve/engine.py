@@ -17,7 +17,8 @@ from deploy.serve.settings import Source
 from deploy.serve.source import checkpoint_of, first_generation, pin_served, release_pin
 from memory_store.errors import HmnError, UnknownFact
 from memory_store.manifest import read_manifest
-from memory_store.memory import Memory, open_memory
+from memory_store.memory import Memory
+from memory_store.opening import open_memory
 from memory_store.shard import ShardStats
 from memory_store.storage import Storage, redact
 from memory_store.topk import NO_FACT, TopK

@@ -16,7 +16,7 @@ from deploy.serve.app import make_app
 from deploy.serve.engine import RunEngine
 from deploy.serve.settings import ServeSettings
 from memory_store.errors import RayUnavailable
-from memory_store.memory import stop_memory
+from memory_store.opening import stop_memory
 from memory_store.ray_session import ensure_ray
 
 __all__ = ["APP_NAME", "serve_run"]

@@ -102,6 +102,32 @@ def test_evaluation_counts_every_question_and_is_kept_in_the_run(
     assert json.loads((world / "run" / "evaluation-test.json").read_text()) == found
 
 
+def test_a_run_has_a_report_which_an_evaluation_adds_to_and_which_can_be_made_again(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = world / "run" / "report.html"
+    asked(["evaluate", str(world / "run"), "--split", "valid"], capsys)
+    evaluated = page.read_text()
+    assert "Accuracy: valid" in evaluated
+    assert "What the stale memory still finds" in evaluated
+    page.unlink()
+    made = asked(["report", str(world / "run")], capsys)
+    assert made == {"report": str(page), "data": str(page.with_suffix(".json"))}
+    assert page.read_text() == evaluated
+    assert json.loads(page.with_suffix(".json").read_text())["evaluations"]["valid"]["right"]
+
+
+def test_a_run_is_compared_with_another_one(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    settings = ["--run", str(other), "--set", "train.epochs=1"]
+    asked(["train", str(world / "run.toml"), "--memory", str(tmp_path / "memory"), *settings], capsys)
+    page = tmp_path / "compare.html"
+    found = asked(["compare", str(world / "run"), str(other), "--html", str(page)], capsys)
+    assert [run["name"] for run in found["runs"]] == ["run", "other"]
+    assert found["differences"]["train.epochs"] == [12, 1]
+    assert "While training" in page.read_text()
+
+
 def test_a_finished_run_is_not_trained_again_by_accident(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(hmn, ["train", str(world / "run.toml")]) == 2

@@ -58,13 +58,18 @@ def test_a_run_learns_to_answer_about_people_and_words_it_was_not_asked(run_conf
     assert sum(score.questions for score in found.relations.values()) == found.overall.questions
     assert len(found.wrong) == round((1 - found.overall.path_accuracy) * found.overall.questions)
     assert "all relations" in found.table()
+    assert "all relations" in found._repr_html_()
+    assert len(repr(found)) < 200
 
 
 def test_answers_name_the_fact_that_was_read(run_config: MakeConfig) -> None:
     config = run_config(train={"epochs": 6})
     train(config)
     with Answerer(config.run_dir) as answerer:
-        best, *others = answerer.ask("where was Jörg O'Hara born?", k=4)
+        read = answerer.ask("where was Jörg O'Hara born?", k=4)
+        assert "jörg o&#x27;hara" in read._repr_html_()
+        assert repr(answerer).startswith("Answerer(OpenRun(")
+        best, *others = read
         assert (best.subject, best.relation) == ("jörg o'hara", "people/person/place_of_birth")
         assert best.objects == best.object_ids
         assert abs(best.weight + sum(other.weight for other in others) - 1) < 1e-6

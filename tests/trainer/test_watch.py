@@ -1,0 +1,67 @@
+"""What a run records of itself: figures of its steps, and of a memory that is stale and is refreshed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.config import RunConfig
+from trainer.data import Paths, Questions
+from trainer.environment import ENVIRONMENT
+from trainer.loop import train
+from trainer.metrics import gold_ranks, read_metrics
+from trainer.watch import Sample
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def test_gold_ranks_count_from_one_and_are_zero_where_no_gold_fact_was_retrieved() -> None:
+    ids_QK = np.array([[5, 7, 9], [5, 7, -1], [1, 2, 3]])
+    gold_QG = np.array([[9, 7], [8, -1], [1, -1]])
+    assert gold_ranks(ids_QK, gold_QG).tolist() == [2, 0, 1]
+
+
+def test_a_run_records_every_stage_of_its_steps_and_what_the_stale_memory_still_found(run_config: MakeConfig) -> None:
+    config = run_config(train={"max_steps": 14})
+    train(config)
+    lines = read_metrics(Path(config.run_dir))
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [10, 14]
+    for line in steps:
+        assert 0 <= line["accuracy"] <= line["recall"] <= 1
+        stages = {name: value for name, value in line["timing"].items() if name not in ("batch_s", "step_s")}
+        assert set(stages) == {"encode_s", "search_s", "forward_s", "backward_s", "update_s"}
+        assert sum(stages.values()) == pytest.approx(line["timing"]["step_s"], abs=1e-3)
+    refreshes = [line for line in lines if line["kind"] == "refresh"]
+    assert [line["step"] for line in refreshes] == [0, 6, 12, 14]
+    first, *others = refreshes
+    assert "overlap" not in first  # nothing was served before it
+    for line in others:
+        assert 0 < line["overlap"] <= 1
+        assert 0 <= line["stale_accuracy"] <= line["stale_recall"] <= 1
+    assert refreshes[-1]["accuracy"] > first["accuracy"]
+    assert all(line["held_out"] == 1 and line["facts"] == 96 * 3 for line in refreshes)
+    generations = [line["timing"]["generation"] for line in refreshes]
+    assert generations == sorted(set(generations))
+    assert (Path(config.run_dir) / ENVIRONMENT).exists()
+
+
+def test_a_full_softmax_searches_nothing_and_its_steps_say_nothing_of_recall(run_config: MakeConfig) -> None:
+    config = run_config(train={"max_steps": 2, "candidates": "full"})
+    train(config)
+    (line,) = [line for line in read_metrics(Path(config.run_dir)) if line["kind"] == "train"]
+    assert "recall" not in line
+    assert "search_s" not in line["timing"]
+
+
+def test_questions_of_a_single_file_are_not_called_held_out(world: Path) -> None:
+    from pipeline.sources.questions import read_questions
+
+    source = str(world / "questions_train.tsv")
+    train_questions = Questions.of(read_questions(source, "train"))
+    paths = Paths.of(np.unique(train_questions.key_Q), np.arange(len(np.unique(train_questions.key_Q))))
+    one, other = (Sample.draw(source, train_questions, paths, seed=0) for _ in range(2))
+    assert not one.held_out
+    assert one.gold_QG.tolist() == other.gold_QG.tolist()
+    assert Sample.draw(str(world), train_questions, paths, seed=0).held_out

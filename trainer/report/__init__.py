@@ -1,0 +1,1 @@
+"""Reports of runs: their data gathered, drawn, and written as one page that needs nothing else."""

@@ -1,0 +1,135 @@
+"""What a run records while it trains: lines of metrics, time by stage, and what a stale memory still finds."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_store.errors import InputError
+from memory_store.memory import Memory
+from pipeline.features import QuestionFeatures, question_features
+from pipeline.sources.questions import read_questions
+from trainer.data import Batch, Paths, Questions
+from trainer.metrics import MetricsStream, gold_ranks
+from trainer.step import StepReport
+
+# B questions of a batch, Q questions of the sample, K facts retrieved per question, G gold facts of a question
+
+__all__ = ["REPORT_EVERY_STEPS", "Sample", "Watch"]
+
+REPORT_EVERY_STEPS = 10
+_SAMPLE_QUESTIONS = 128  # two searches of them at every refresh cost less than 1 % of the steps between refreshes
+
+Encode = Callable[[QuestionFeatures], Tensor]
+"""Questions to query_BD, with the model as it is."""
+
+
+class Sample:
+    """Questions that are asked again at every refresh, held out of training where the data has a valid split."""
+
+    def __init__(self, questions: Questions, gold_QG: NDArray[np.int64], *, held_out: bool) -> None:
+        self.features = question_features(questions.texts)
+        self.gold_QG = gold_QG
+        self.held_out = held_out
+
+    @classmethod
+    def draw(cls, source: str, train: Questions, paths: Paths, seed: int) -> "Sample":
+        """Some of the questions whose facts the memory holds; the same for every run of a seed."""
+        valid = _held_out(source, train)
+        held_out = valid is not None and len(valid.held(paths)) > 0
+        chosen = valid.held(paths) if valid is not None and held_out else train.held(paths)
+        order_Q = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
+        sampled = chosen.take(np.sort(order_Q[:_SAMPLE_QUESTIONS]))
+        return cls(sampled, paths.gold(sampled.key_Q), held_out=held_out)
+
+
+class Watch:
+    """Writes metrics.jsonl for the one process that reports.
+
+    A line "train" every few steps: loss, candidates, softmax_size of that step; accuracy and recall are the shares of
+    its questions whose gold fact the memory, as stale as it then was, returned first and among the K. Its timing is the
+    mean of the steps since the line before, by stage.
+    A line "refresh" at every refresh: accuracy and recall of the sample with the new vectors; stale_accuracy and
+    stale_recall with the vectors that were served until then; overlap: mean share of the K facts that the new vectors
+    find which the old ones found too (the recall of the stale index). Its timing has the generation as well, as that
+    may differ between two runs of one seed.
+    """
+
+    def __init__(self, run_dir: Path, sample: Sample, *, k: int, resume_step: int) -> None:
+        self._stream = MetricsStream(run_dir, resume_step=resume_step)
+        self._sample = sample
+        self._k = k
+        self._resume_step = resume_step
+        self._spent_s: dict[str, float] = defaultdict(float)
+        self._steps = 0
+        self._stale_QK: NDArray[np.int64] | None = None
+        self._refresh_began_s = 0.0
+
+    def step(self, done: int, report: StepReport, batch: Batch, batch_s: float, *, last: bool) -> bool:
+        """Count a step in; whether it was one that is written. batch_s: what making the batch took."""
+        for stage, spent_s in {**report.stages_s, "batch": batch_s, "step": report.step_s}.items():
+            self._spent_s[stage] += spent_s
+        self._steps += 1
+        if done % REPORT_EVERY_STEPS and not last:
+            return False
+        values: dict[str, float] = {
+            "loss": report.loss,
+            "candidates": report.candidates,
+            "softmax_size": report.softmax_size,
+        }
+        if report.retrieved_BK is not None:
+            values |= _shares("", gold_ranks(report.retrieved_BK, batch.gold_BG))
+        timing = {f"{name}_s": spent_s / self._steps for name, spent_s in self._spent_s.items()}
+        self._stream.write("train", done, values, timing)
+        self._spent_s.clear()
+        self._steps = 0
+        return True
+
+    def before_refresh(self, memory: Memory, encode: Encode | None) -> None:
+        """Ask the sample while the vectors are still the old ones; None where they are not of the model that learns."""
+        self._stale_QK = None if encode is None else self._ask(memory, encode)
+        self._refresh_began_s = time.perf_counter()
+
+    def refreshed(self, step: int, memory: Memory, encode: Encode) -> None:
+        """Ask it again, before the checkpoint of this step: a resumed run has the lines up to its checkpoint."""
+        refresh_s = time.perf_counter() - self._refresh_began_s
+        if step == self._resume_step and step > 0:
+            return  # written by the run that was interrupted
+        fresh_QK = self._ask(memory, encode)
+        values: dict[str, float] = {
+            "questions": len(fresh_QK),
+            "held_out": int(self._sample.held_out),
+            "facts": len(memory),
+        }
+        values |= _shares("", gold_ranks(fresh_QK, self._sample.gold_QG))
+        if self._stale_QK is not None:
+            values |= _shares("stale_", gold_ranks(self._stale_QK, self._sample.gold_QG))
+            # [Q, K, 1] against [Q, 1, K]
+            both_QK = ((fresh_QK[:, :, None] == self._stale_QK[:, None, :]) & (fresh_QK[:, :, None] >= 0)).any(axis=2)
+            values["overlap"] = float(both_QK.sum() / max(1, (fresh_QK >= 0).sum()))
+        self._stream.write("refresh", step, values, {"refresh_s": refresh_s, "generation": memory.generation})
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _ask(self, memory: Memory, encode: Encode) -> NDArray[np.int64]:
+        with torch.no_grad():
+            query_QD = encode(self._sample.features)
+        return memory.search(query_QD.numpy(), self._k).fact_ids_BK
+
+
+def _held_out(source: str, train: Questions) -> Questions | None:
+    try:
+        table = read_questions(source, "valid")
+    except InputError:  # there is no such split
+        return None
+    return None if table.equals(train.table) else Questions.of(table)  # a single file is every split
+
+
+def _shares(prefix: str, rank_Q: NDArray[np.int64]) -> dict[str, float]:
+    return {f"{prefix}accuracy": float((rank_Q == 1).mean()), f"{prefix}recall": float((rank_Q > 0).mean())}
