@@ -13,20 +13,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile, DimensionMismatch, EmptyInput, GenerationConflict
-from memory_store.manifest import (
-    Manifest,
-    ParentGeneration,
-    Part,
-    ReplaceVectors,
-    apply_change,
-    commit,
-    current_generation,
-    read_manifest,
-)
+from memory_store.manifest import Change, Manifest, Part, ReplaceVectors, current_generation, read_manifest
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_table, write_part
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, max_norm, stored_vectors
+from memory_store.writes import commit_change
 from pipeline.staging import STAGING, remove_staging
 from pipeline.work import check_backend, run_steps
 
@@ -89,7 +81,8 @@ def embed(
     as it is. note: for the generation's history. Killed and started again, it embeds the missing parts only.
 
     Raises MemoryNotFound, EmptyInput, DimensionMismatch or InvalidVectors (NaN, infinity) for what the encoder
-    returns, GenerationConflict if another writer committed meanwhile. Whatever it raises, the memory is as it was.
+    returns, GenerationConflict if another writer replaced the facts meanwhile. What was upserted or deleted meanwhile
+    is carried over. Whatever it raises, the memory is as it was.
     """
     started_s = time.monotonic()
     check_backend(backend, workers, [url])
@@ -111,28 +104,41 @@ def embed(
                 done[number] = embedded
                 facts = sum(receipt.part.rows for receipt in done.values())
                 progress("embed", facts, parent.fact_count, unit="facts")
-        receipts = [done[number] for number in range(len(parent.facts))]
-        change = ReplaceVectors(
-            vectors=tuple(receipt.part for receipt in receipts),
-            dim=dim,
-            dtype=dtype,
-            encoder=fingerprint,
-            max_norm=max(receipt.max_norm for receipt in receipts),
-        )
+        by_part = {part: done[number] for number, part in enumerate(parent.facts)}
+
+        def change(now: Manifest) -> Change:
+            if now.generation != parent.generation and not by_part.keys() & set(now.facts):
+                raise _overtaken(storage, parent, now.generation)
+            missing = [part for part in now.facts if part not in by_part]
+            step = make_step()
+            for part in missing:  # upserted since; few, so they are embedded here
+                by_part[part] = step(part)
+            receipts = [by_part[part] for part in now.facts]
+            return ReplaceVectors(
+                vectors=tuple(receipt.part for receipt in receipts),
+                dim=dim,
+                dtype=dtype,
+                encoder=fingerprint,
+                max_norm=max(receipt.max_norm for receipt in receipts),
+            )
+
         said = f"embedded with {fingerprint}" if note is None else note
-        new = apply_change(parent, change, commit_id=f"embed-{embed_id}", note=said[:500])
-        manifest = commit(storage, new, requires=ParentGeneration(parent.generation))
+        manifest = commit_change(storage, change, commit_id=f"embed-{embed_id}", note=said)
     except (CorruptFile, FileNotFoundError) as error:
         # Parts of a superseded generation may be swept under our hands: then we were overtaken, nothing is corrupt.
         now = current_generation(storage)
         if now == parent.generation:
             raise
-        raise GenerationConflict(
-            f"another writer committed generation {now} of {storage.shown} while generation {parent.generation} was "
-            "being embedded; run again to embed what is there now"
-        ) from error
+        raise _overtaken(storage, parent, now) from error
     remove_staging(storage, folder)
-    return _summary(manifest, parent, receipts, started_s)
+    return _summary(manifest, parent, list(by_part.values()), started_s)
+
+
+def _overtaken(storage: Storage, parent: Manifest, now: int | None) -> GenerationConflict:
+    return GenerationConflict(
+        f"another writer committed generation {now} of {storage.shown} while generation {parent.generation} was being "
+        "embedded; run again to embed what is there now"
+    )
 
 
 class _EmbedPart:

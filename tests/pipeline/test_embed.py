@@ -25,6 +25,7 @@ from memory_store.storage import Storage
 from memory_store.upkeep import verify_memory
 from pipeline.embed import embed
 from pipeline.ingest import ingest
+from pipeline.upsert import delete, upsert
 
 # N facts, D dimension
 
@@ -160,6 +161,24 @@ def test_an_embedding_that_is_overtaken_is_a_conflict(memory: str, write: Write)
     with pytest.raises(GenerationConflict):
         embed(memory, partial(encoder, overtaken), fingerprint="angles/1", dim=2)
     assert read_manifest(Storage(memory)).encoder is None
+
+
+def test_what_is_upserted_and_deleted_during_an_embedding_is_carried_over(memory: str, write: Write) -> None:
+    embed(memory, angles_factory, fingerprint="angles/1", dim=2)
+    storage = Storage(memory)
+    known = [row for table in scan_facts(storage, read_manifest(storage)) for row in table["fact_id"].to_pylist()]
+
+    def overtaken(facts: pa.Table) -> NDArray[np.float32]:
+        if read_manifest(storage).generation == 2:
+            upsert([write("b.tsv", "x\tr\ty\n")], memory, angles, fingerprint="angles/1")
+            delete([], memory, fact_ids=known[:1])
+        return angles(facts)
+
+    summary = embed(memory, partial(encoder, overtaken), fingerprint="angles/2", dim=2)
+    after = read_manifest(storage)
+    assert (after.generation, after.encoder, after.fact_count) == (5, "angles/2", len(known))
+    assert summary.embedded_parts == len(after.facts)
+    assert verify_memory(storage).problems == ()
 
 
 def test_ray_workers_give_the_same_bytes_and_their_errors_arrive(
