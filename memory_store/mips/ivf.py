@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
+from memory_store.mips.coarse import AllMeans, GroupedMeans, ListChooser
 from memory_store.mips.codes import CODES, choose_codes, code_width, planned_codes, spare_slots
-from memory_store.mips.kmeans import nearest_centroids, spherical_kmeans
+from memory_store.mips.kmeans import cluster_at_once, cluster_in_groups
 from memory_store.mips.lists import InvertedLists
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import REDUCTIONS, Reduction
@@ -38,26 +39,23 @@ class IvfSource(CandidateSource):
 
     effort_name = "nprobe"
 
-    def __init__(self, means_LD: NDArray[np.float32], lists: InvertedLists, nprobe: int) -> None:
-        self._means_LD = means_LD
-        self._columns_DL = torch.from_numpy(means_LD).t()
+    def __init__(self, chooser: ListChooser, lists: InvertedLists, nprobe: int) -> None:
+        self._chooser = chooser
         self._lists = lists
-        self.most_effort = len(means_LD)
+        self.most_effort = chooser.num_lists
         self.default_effort = min(nprobe, self.most_effort)
 
     @property
     def nbytes(self) -> int:
-        return self._means_LD.nbytes + self._lists.nbytes
+        return self._chooser.nbytes + self._lists.nbytes
 
     def candidates(
         self, queries_bD: NDArray[np.float32], k: int, effort: int, live: LiveRows | None
     ) -> NDArray[np.int64]:
-        scores_bL = torch.mm(torch.from_numpy(queries_bD), self._columns_DL)
-        lists_bP = torch.topk(scores_bL, effort, dim=1).indices.numpy()
-        return self._lists.scan(queries_bD, lists_bP, spare_slots(k), live)
+        return self._lists.scan(queries_bD, self._chooser.choose(queries_bD, effort), spare_slots(k), live)
 
     def arrays(self) -> SavedArrays:
-        return {"means": self._means_LD, "lists": self._lists.to_bytes()}
+        return {**self._chooser.arrays(), "lists": self._lists.to_bytes()}
 
 
 def default_nlist(rows: int) -> int:
@@ -72,37 +70,50 @@ def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxima
     nlist, nprobe = _lists_and_probes(spec, vectors.num_rows)
     reduction_name = one_of(spec, "reduction", REDUCTIONS)
     codes = one_of(spec, "codes", CODES)
+    levels = whole_number(spec, "levels", 1, most=2)
     if vectors.num_rows <= SMALL_ROWS:
         return ApproximateIndex(vectors, None, workers)
     rows = ScaledRows(vectors)
     reduction = Reduction.of(reduction_name, rows)
     rng = np.random.default_rng(_SEED)
     sample_nE = reduction.rows(rows.take(rows.sample(_SAMPLED_POINTS * nlist, rng)))
-    centroids_LE = spherical_kmeans(sample_nE, nlist, rounds=_ROUNDS, rng=rng, workers=workers)
+    cluster = cluster_in_groups if levels == 2 else cluster_at_once
+    clusters = cluster(sample_nE, nlist, rounds=_ROUNDS, rng=rng, workers=workers)
     list_N = np.empty(rows.num_rows, dtype=np.int64)
-    sums_LD = torch.zeros((nlist, rows.dim))
+    sums_LD = torch.zeros((clusters.count, rows.dim))
     for part, block_nD in rows.blocks():
-        list_N[part], _ = nearest_centroids(reduction.rows(block_nD), centroids_LE, workers)
+        list_N[part] = clusters.nearest(reduction.rows(block_nD), workers)
         sums_LD.index_add_(0, torch.from_numpy(list_N[part]), torch.from_numpy(block_nD))
     # A list without rows would be probed in vain.
     used_L, list_N = np.unique(list_N, return_inverse=True)
-    means_LD = sums_LD.numpy()[used_L] / np.bincount(list_N).astype(np.float32)[:, None]
+    sizes_L1 = np.bincount(list_N).astype(np.float32)[:, None]
+    means_LD: NDArray[np.float32] = np.divide(sums_LD.numpy()[used_L], sizes_L1, dtype=np.float32)
+    chooser: ListChooser = AllMeans(means_LD)
+    if levels == 2:
+        _, group_L = np.unique(clusters.group_L[used_L], return_inverse=True)
+        chooser = GroupedMeans.build(means_LD, group_L, workers)
     lists = InvertedLists.build(rows, list_N, len(used_L), choose_codes(codes, rows), workers)
-    return ApproximateIndex(vectors, IvfSource(np.ascontiguousarray(means_LD), lists, nprobe), workers)
+    return ApproximateIndex(vectors, IvfSource(chooser, lists, nprobe), workers)
 
 
 def restore_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: SavedArrays) -> ApproximateIndex:
     """The index that IvfSource.arrays describes."""
     _, nprobe = _lists_and_probes(spec, vectors.num_rows)
     lists = InvertedLists.from_bytes(arrays["lists"])
-    return ApproximateIndex(vectors, IvfSource(np.array(arrays["means"]), lists, nprobe), Workers(threads))
+    means = np.array(arrays["means"])
+    chooser: ListChooser = AllMeans(means)
+    if "members" in arrays:
+        chooser = GroupedMeans(means, InvertedLists.from_bytes(arrays["members"]), len(lists.sizes()))
+    return ApproximateIndex(vectors, IvfSource(chooser, lists, nprobe), Workers(threads))
 
 
 def ivf_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
     """What an index over so many rows will hold, at most."""
     nlist, _ = _lists_and_probes(spec, rows)
     stored = planned_codes(one_of(spec, "codes", CODES))
-    return nlist * dim * 4 + InvertedLists.planned_bytes(rows, code_width(dim), nlist, stored)
+    groups = whole_number(spec, "levels", 1, most=2) - 1
+    means = nlist * 4 * code_width(dim) + groups * (nlist * (4 * dim + 8) + 64 * nlist)
+    return means + InvertedLists.planned_bytes(rows, code_width(dim), nlist, stored)
 
 
 def _lists_and_probes(spec: IndexSpec, rows: int) -> tuple[int, int]:

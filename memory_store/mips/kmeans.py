@@ -1,4 +1,6 @@
-"""Spherical k-means: unit centroids whose inner product with their rows is large; on all of a shard's workers."""
+"""Spherical k-means: unit centroids whose inner product with their rows is large; at once, or group by group."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,10 +10,73 @@ from memory_store.mips.workers import Workers
 
 # n rows, N in all, L clusters, D dimension
 
-__all__ = ["nearest_centroids", "spherical_kmeans"]
+__all__ = ["Clusters", "cluster_at_once", "cluster_in_groups", "nearest_centroids", "spherical_kmeans"]
 
 _PRODUCTS = 2**23  # of one block: 16 MiB in bfloat16, and as much again while the largest are found
 _ENOUGH_GAIN = 1e-3  # of the mean cosine; rounds that bring less are not worth their time
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clusters:
+    """Unit centroids [L, D] in groups: group_L [L], ascending, says under which centroid of groups_SD each lies."""
+
+    centroids_LD: NDArray[np.float32]
+    group_L: NDArray[np.int64]
+    groups_SD: NDArray[np.float32]
+
+    @property
+    def count(self) -> int:
+        return len(self.centroids_LD)
+
+    def nearest(self, unit_nD: NDArray[np.float32], workers: Workers) -> NDArray[np.int64]:
+        """The cluster of each row: the nearest group, and in it the nearest centroid."""
+        if len(self.groups_SD) == 1:
+            return nearest_centroids(unit_nD, self.centroids_LD, workers)[0]
+        group_n, _ = nearest_centroids(unit_nD, self.groups_SD, workers)
+        order_n = np.argsort(group_n, kind="stable")
+        row_ends = np.searchsorted(group_n[order_n], np.arange(len(self.groups_SD) + 1))
+        list_ends = np.searchsorted(self.group_L, np.arange(len(self.groups_SD) + 1))
+        nearest_n = np.empty(len(unit_nD), dtype=np.int64)
+        for group in np.flatnonzero(np.diff(row_ends)).tolist():
+            rows = order_n[row_ends[group] : row_ends[group + 1]]
+            members = self.centroids_LD[list_ends[group] : list_ends[group + 1]]
+            nearest_n[rows] = list_ends[group] + nearest_centroids(unit_nD[rows], members, workers)[0]
+        return nearest_n
+
+
+def cluster_at_once(
+    unit_nD: NDArray[np.float32], clusters: int, *, rounds: int, rng: np.random.Generator, workers: Workers
+) -> Clusters:
+    """k-means over all clusters: every row is held against every centroid, n L D products a round."""
+    centroids_LD = spherical_kmeans(unit_nD, clusters, rounds=rounds, rng=rng, workers=workers)
+    return Clusters(
+        centroids_LD=centroids_LD,
+        group_L=np.zeros(clusters, dtype=np.int64),
+        groups_SD=centroids_LD.mean(axis=0, keepdims=True),
+    )
+
+
+def cluster_in_groups(
+    unit_nD: NDArray[np.float32], clusters: int, *, rounds: int, rng: np.random.Generator, workers: Workers
+) -> Clusters:
+    """k-means over about sqrt(clusters) groups, then within each: sqrt(L) / 2 times fewer products a round.
+
+    A group gets clusters by its share of the rows; one without rows is dropped.
+    """
+    groups_SD = spherical_kmeans(unit_nD, max(round(clusters**0.5), 1), rounds=rounds, rng=rng, workers=workers)
+    group_n, _ = nearest_centroids(unit_nD, groups_SD, workers)
+    used_S, group_n = np.unique(group_n, return_inverse=True)
+    share_S = np.bincount(group_n) / len(unit_nD)
+    members_S = np.maximum(np.rint(share_S * clusters).astype(np.int64), 1)
+    centroids = [
+        spherical_kmeans(unit_nD[group_n == group], int(members), rounds=rounds, rng=rng, workers=workers)
+        for group, members in enumerate(members_S)
+    ]
+    return Clusters(
+        centroids_LD=np.concatenate(centroids),
+        group_L=np.repeat(np.arange(len(members_S)), members_S),
+        groups_SD=groups_SD[used_S],
+    )
 
 
 def spherical_kmeans(
