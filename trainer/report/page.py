@@ -70,7 +70,7 @@ def tiles(shown: Sequence[tuple[str, str, str]]) -> str:
     """(what, value, note) in large type."""
     cells = [
         f'<div class="tile"><span class="what">{escape(what)}</span><span class="value">{escape(value)}</span>'
-        f'<span class="note">{escape(note)}</span></div>'
+        f'<span class="note">{escape(note).replace(" %", "&nbsp;%")}</span></div>'
         for what, value, note in shown
     ]
     return f'<div class="tiles">{"".join(cells)}</div>'
