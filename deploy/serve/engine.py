@@ -22,7 +22,7 @@ from memory_store.opening import open_memory
 from memory_store.shard import ShardStats
 from memory_store.storage import Storage, redact
 from memory_store.topk import NO_FACT, TopK
-from trainer.ask import Answer, read_facts
+from trainer.ask import Answers, read_facts
 from trainer.checkpoint import CheckpointInfo
 from trainer.encoders.base import Encoder
 from trainer.run import load_run
@@ -308,7 +308,7 @@ class RunEngine:
 
     def _search_and_fetch(
         self, opened: _Opened, query_BD: NDArray[np.float32], k_B: Sequence[int]
-    ) -> tuple[TopK, list[list[Answer]], float]:
+    ) -> tuple[TopK, list[Answers], float]:
         """A search and the facts it found, of one generation; begins again where a rollout came in between."""
         memory = opened.memory
         for _ in range(SWITCHES_WAITED_FOR):

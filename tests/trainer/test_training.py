@@ -108,7 +108,7 @@ def test_rows_read_by_many_questions_get_the_same_gradient_from_any_number_of_th
 
 def test_members_are_trained_alone_the_first_of_two_is_what_it_would_be_by_itself(run_config: MakeConfig) -> None:
     alone = run_config("alone", "m1")
-    both = run_config("both", "m2", model={**vars(alone.model), "members": 2})
+    both = run_config("both", "m2", model={"members": 2})
     train(alone)
     assert train(both).steps == 2 * 30
     one, two = load_run(alone.run_dir)[2], load_run(both.run_dir)[2]
@@ -140,7 +140,7 @@ def test_another_seed_gives_another_run(run_config: MakeConfig) -> None:
 def test_an_interrupted_run_resumes_to_the_result_of_an_undisturbed_one(
     run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, members: int, fails_at: int
 ) -> None:
-    model = {**vars(run_config().model), "members": members}
+    model = {"members": members}
     whole, stopped = run_config("whole", "m1", model=model), run_config("stopped", "m2", model=model)
     train(whole)
     import trainer.loop
