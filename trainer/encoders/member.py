@@ -34,7 +34,6 @@ class Member(nn.Module):
         self.dim = entity_dim + relation_dim
         # Features that share a row in one member do not in the next: what one confuses, the others tell apart.
         multiplier = 2 * int(torch.randint(1 << 31, (1,), generator=generator)) + 1
-        self.multiplier = multiplier
         self.entity = EntityPart(
             width=entity_dim,
             bits=feature_bits,
@@ -52,6 +51,11 @@ class Member(nn.Module):
             multiplier=multiplier,
             generator=generator,
         )
+
+    @property
+    def multiplier(self) -> int:
+        """How the member's features are hashed into rows."""
+        return self.entity.vectors.multiplier
 
     def encode_questions(
         self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None

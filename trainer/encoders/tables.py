@@ -23,6 +23,7 @@ class FeatureTable(nn.Module):
     """
 
     weight_VW: Tensor
+    hashing: Tensor
 
     def __init__(self, weight_VW: Tensor, *, multiplier: int = 1, learning_rate: float = 1.0) -> None:
         super().__init__()
@@ -30,14 +31,18 @@ class FeatureTable(nn.Module):
             raise ValueError(f"expected a table whose row count is a power of two, found {list(weight_VW.shape)}")
         if multiplier % 2 == 0:
             raise ValueError(f"expected an odd multiplier, found {multiplier}")
-        self.multiplier = multiplier
         self.register_buffer("weight_VW", weight_VW.contiguous())
+        self.register_buffer("hashing", torch.tensor(multiplier))  # a checkpoint is of no use without it
         self.learning_rate = learning_rate
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._place_V: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.weight_VW)
+
+    @property
+    def multiplier(self) -> int:
+        return int(self.hashing)
 
     def rows_of(self, feature_X: NDArray[np.uint32]) -> NDArray[np.int64]:
         """The row of each 32-bit feature hash."""
