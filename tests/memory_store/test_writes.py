@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import memory_store.index_files
 import memory_store.shard
 from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.errors import CorruptFile, DuplicateFact, GenerationConflict, NoVectors, UnknownFact
@@ -191,12 +192,13 @@ def test_the_main_index_is_built_once_however_many_writes_follow(
     nine: Storage, facts_of: FactsOf, vectors_for: VectorsFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
-    real = memory_store.shard.build_index
+    real = memory_store.index_files.build_index  # of main rows; shards build the index of fresh rows themselves
 
     def counting(name: str, vectors: object, threads: int) -> object:
         built.append(vectors.num_rows)  # type: ignore[attr-defined]
         return real(name, vectors, threads=threads)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(memory_store.index_files, "build_index", counting)
     monkeypatch.setattr(memory_store.shard, "build_index", counting)
     with open_memory(nine.url) as memory:
         for number in range(5):
