@@ -264,6 +264,8 @@ class _Run:
             self.loss = last_loss(Path(self.config.run_dir))
         generation = found.generation if found is not None else 0
         members = len(self.encoder.members)
+        # A source remembers which facts there are, so each serves all the steps of its member.
+        facts = [EncodedFacts(self.memory, self.encoder, member=m if members > 1 else None) for m in range(members)]
         total = members * self.steps
         for step in range(first, total):
             member, own_step = divmod(step, self.steps)
@@ -284,7 +286,7 @@ class _Run:
             report = training_step(
                 self.encoder,
                 self.attention,
-                EncodedFacts(self.memory, self.encoder, member=alone),
+                facts[member],
                 batch,
                 self.optimizers,
                 member=alone,
