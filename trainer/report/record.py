@@ -89,11 +89,6 @@ class RunRecord:
         """Spent in all stages together: training without the start of the process."""
         return sum(stage.seconds for stage in self.stages)
 
-    @property
-    def steps_per_s(self) -> float | None:
-        """Steps per second of the stages, refreshes included."""
-        return self.steps / self.seconds if self.seconds else None
-
 
 def read_run(run_dir: str | Path) -> RunRecord:
     """Read what a run left behind, whether it ended or not.
