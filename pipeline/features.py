@@ -168,25 +168,6 @@ def relation_features(relations: Sequence[str]) -> Ragged:
     )
 
 
-def _features_at_once(texts: Sequence[str]) -> Ragged:
-    spaced = _spaced(texts)
-    word_W, text_W = _word_hashes(spaced)
-    same_text = text_W[1:] == text_W[:-1]
-    hashes = [_mix(word_W ^ _SALT_WORD), _mix(word_W[:-1] * _MULTIPLIER + word_W[1:] + _SALT_BIGRAM)[same_text]]
-    owners = [text_W, text_W[1:][same_text]]
-    for length in _CHARACTER_GRAMS:
-        if len(spaced.codes_C) < length:
-            break
-        windows = np.lib.stride_tricks.sliding_window_view(spaced.codes_C, length)
-        inside = spaced.text_C[: len(windows)] == spaced.text_C[length - 1 :]
-        gram = np.full(len(windows), _SALT_GRAM + np.uint64(length), dtype=np.uint64)
-        for place in range(length):
-            gram = gram * _MULTIPLIER + windows[:, place]
-        hashes.append(_mix(gram[inside]))
-        owners.append(spaced.text_C[: len(windows)][inside])
-    return _ragged(np.concatenate(hashes), np.concatenate(owners), len(texts))
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Found:
     """Features of one kind: their hashes, the texts and the words they come from."""
