@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from deploy.console import Console
 from deploy.options import examples, json_option
-from memory_store import MemoryWriter, open_memory
+from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.progress import Progress, silent
 from memory_store.ray_session import ensure_ray
 from memory_store.topk import PartialTopK, select
 
-# N facts in the memory, D dimension, B queries, K slots, n rows in a block, C candidates of a query
+# N facts in the memory, D dimension, B queries, K slots, C candidates of a query, U distinct rows, X of them used
 
 __all__ = ["KINDS", "Checked", "command", "run_exactness_bench"]
 
@@ -112,9 +112,15 @@ def run_exactness_bench(
             ids_N = rng.permutation(facts * 3)[:facts].astype(np.int64)
             vectors_ND = KINDS[kind](rng, facts, dim)
             _write(folder, ids_N, vectors_ND)
-            checked.extend(
-                _check(folder, kind, ids_N, vectors_ND, next(shard_numbers), backend, rng) for backend in backends
-            )
+            searches = list(_searches(kind, ids_N, vectors_ND, rng))
+            shards = next(shard_numbers)
+            for backend in backends:
+                with open_memory(folder, shards=shards, backend=backend) as memory:
+                    answers, wrong = _check(memory, searches)
+                line = Checked(
+                    kind=kind, facts=facts, dim=dim, shards=shards, backend=backend, answers=answers, wrong=wrong
+                )
+                checked.append(line)
         progress("exactness", number + 1, len(cases), unit="memories", note=f"{kind} N={facts} D={dim}")
     return checked
 
@@ -126,54 +132,67 @@ def _write(folder: str, ids_N: NDArray[np.int64], vectors_ND: Vectors) -> None:
             writer.append(pa.table({"fact_id": ids_N[start:stop]}), vectors_ND[start:stop])
 
 
-def _check(
-    folder: str,
-    kind: str,
-    ids_N: NDArray[np.int64],
-    vectors_ND: Vectors,
-    shards: int,
-    backend: Literal["local", "ray"],
-    rng: np.random.Generator,
-) -> Checked:
+def _searches(
+    kind: str, ids_N: NDArray[np.int64], vectors_ND: Vectors, rng: np.random.Generator
+) -> Iterator[tuple[Vectors, PartialTopK]]:
+    """Batches of queries with the answers that brute force gives, as many as the largest k."""
     facts, dim = vectors_ND.shape
+    for batch in BATCHES if facts < LARGEST else (1, 64):
+        # random directions at the vectors' own scale, and some of the rows themselves
+        queries_BD = KINDS["random" if kind == "zero" else kind](rng, batch, dim)
+        queries_BD[::3] = vectors_ND[rng.integers(facts, size=len(queries_BD[::3]))]
+        yield queries_BD, brute_force(ids_N, vectors_ND, queries_BD, max(_ks(facts)))
+
+
+def _ks(facts: int) -> list[int]:
+    return [k for k in (1, 10, 100, facts + 3) if k <= 1_003]
+
+
+def _check(memory: Memory, searches: list[tuple[Vectors, PartialTopK]]) -> tuple[int, int]:
+    """(answers, wrong answers) of the memory."""
     answers = wrong = 0
-    with open_memory(folder, shards=shards, backend=backend) as memory:
-        for batch in BATCHES if facts < LARGEST else (1, 64):
-            # random directions at the vectors' own scale, and some of the rows themselves
-            queries_BD = KINDS["random" if kind == "zero" else kind](rng, batch, dim)
-            queries_BD[::3] = vectors_ND[rng.integers(facts, size=len(queries_BD[::3]))]
-            ks = [k for k in (1, 10, 100, facts + 3) if k <= 1_003]
-            expected = brute_force(ids_N, vectors_ND, queries_BD, max(ks))
-            for k in ks:
-                found = memory.search(queries_BD, k)
-                same_BK = found.fact_ids_BK == expected.fact_ids_BK[:, :k]
-                with np.errstate(over="ignore"):
-                    same_BK &= found.scores_BK == expected.scores_BK[:, :k].astype(np.float32)
-                answers += batch
-                wrong += int((~same_BK.all(axis=1)).sum())
-    return Checked(kind=kind, facts=facts, dim=dim, shards=shards, backend=backend, answers=answers, wrong=wrong)
+    for queries_BD, expected in searches:
+        for k in _ks(len(memory)):
+            found = memory.search(queries_BD, k)
+            same_BK = found.fact_ids_BK == expected.fact_ids_BK[:, :k]
+            with np.errstate(over="ignore"):
+                same_BK &= found.scores_BK == expected.scores_BK[:, :k].astype(np.float32)
+            answers += len(queries_BD)
+            wrong += int((~same_BK.all(axis=1)).sum())
+    return answers, wrong
 
 
 def brute_force(ids_N: NDArray[np.int64], vectors_ND: Vectors, queries_BD: Vectors, k: int) -> PartialTopK:
     """The k best rows per query in float64, ties by smaller id; independent of every index.
 
     A matrix product finds the candidates; each is scored again with its terms summed in one fixed order, so that equal
-    rows have equal scores whatever the product's blocking was.
+    rows have equal scores whatever the product's blocking was. Rows of equal bytes are scored once.
     """
     queries64_BD = queries_BD.astype(np.float64)
     norms_B = np.linalg.norm(queries64_BD, axis=1)
     ids, scores = [], []
+    row_U, distinct_N = _distinct(vectors_ND)
     scores_BN = np.concatenate([queries64_BD @ block.T for block in _blocks64(vectors_ND)], axis=1)
     largest_norm = max(float(np.linalg.norm(block, axis=1).max()) for block in _blocks64(vectors_ND))
     at = max(len(ids_N) - k, 0)
     slack_B = 4 * vectors_ND.shape[1] * 2.0**-52 * norms_B * largest_norm
     for query64_D, scores_N, slack in zip(queries64_BD, scores_BN, slack_B, strict=True):
         candidates_C = np.flatnonzero(scores_N >= np.partition(scores_N, at)[at] - slack)
-        true_C = (vectors_ND[candidates_C].astype(np.float64) * query64_D).sum(axis=1)
+        used_U = np.zeros(len(row_U), dtype=bool)
+        used_U[distinct_N[candidates_C]] = True
+        true_X = (vectors_ND[row_U[used_U]].astype(np.float64) * query64_D).sum(axis=1)
+        true_C = true_X[np.cumsum(used_U)[distinct_N[candidates_C]] - 1]
         best = select(ids_N[candidates_C][None], true_C[None], k)
         ids.append(best.fact_ids_BK[0])
         scores.append(best.scores_BK[0])
     return PartialTopK(fact_ids_BK=np.stack(ids), scores_BK=np.stack(scores))
+
+
+def _distinct(vectors_ND: Vectors) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(a row of each distinct one, which of those every row is)."""
+    bytes_N = np.ascontiguousarray(vectors_ND).view(np.dtype((np.void, vectors_ND.shape[1] * 4)))[:, 0]
+    _, row_U, distinct_N = np.unique(bytes_N, return_index=True, return_inverse=True)
+    return row_U, distinct_N
 
 
 def _blocks64(vectors_ND: Vectors) -> Iterator[NDArray[np.float64]]:
