@@ -22,6 +22,7 @@ __all__ = ["Batch", "Paths", "Questions", "TrainingData", "steps_per_epoch"]
 
 _SWAP = 1  # names the stream of random numbers: (seed, stream, step or epoch, member)
 _ORDER = 2
+_UNASKED_WEIGHT = 10  # how much likelier a question is moved to a fact that no question asks about than to another
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,12 +105,25 @@ class Batch:
 class _Subjects:
     """The subjects that questions may be moved to: for each relation of the questions, its paths in the memory.
 
-    bounds_R: paths of relation r are path_X[bounds_R[r]:bounds_R[r + 1]]; names_X: the names of path x, normalised.
+    bounds_R: relation r has the paths from bounds_R[r] to bounds_R[r + 1]; unasked_R: how many of them, the first ones,
+    no question asks about. names_X: the names of path x, normalised.
     """
 
     bounds_R: NDArray[np.int64]
+    unasked_R: NDArray[np.int64]
     key_X: NDArray[np.int64]
     names_X: list[list[str]]
+
+    def draw(self, relation: int, uniform: float) -> int:
+        """The path that a number in [0, 1) picks; one that no question asks about has _UNASKED_WEIGHT chances."""
+        start, stop, unasked = (
+            int(self.bounds_R[relation]),
+            int(self.bounds_R[relation + 1]),
+            int(self.unasked_R[relation]),
+        )
+        chance = int(uniform * (unasked * _UNASKED_WEIGHT + stop - start - unasked))
+        first = chance // _UNASKED_WEIGHT
+        return start + (first if first < unasked else chance - unasked * (_UNASKED_WEIGHT - 1))
 
 
 class TrainingData:
@@ -117,9 +131,10 @@ class TrainingData:
 
     Each member of an encoder has an order and swapped subjects of its own.
 
-    Half the questions of an epoch (`swap`) ask about another subject that the memory has the same relation of: "where
-    was ann born" becomes "where was bob born", with bob's fact as gold. The names a model meets are then those of the
-    whole memory, not the few of the training questions, and the way of asking is what is left to learn by heart.
+    A share of the questions of an epoch (`swap`) ask about another subject that the memory has the same relation of:
+    "where was ann born" becomes "where was bob born", with bob's fact as gold. The names a model meets are then those
+    of the whole memory, not the few of the training questions, and the way of asking is what is left to learn by heart.
+    Subjects that no question asks about are preferred: a fact that is never gold would only ever be pushed away.
     """
 
     def __init__(
@@ -165,7 +180,7 @@ class TrainingData:
             for row, number in enumerate(picked_B):
                 frame = self._frames[number]
                 if frame is not None and draw_3B[0, row] < self._swap:
-                    path = self._other_subject(self._relation_Q[number], draw_3B[1, row])
+                    path = self._subjects.draw(self._relation_Q[number], draw_3B[1, row])
                     names = self._subjects.names_X[path]
                     if names:
                         name = names[int(draw_3B[2, row] * len(names))]
@@ -173,10 +188,6 @@ class TrainingData:
                         key_B[row] = self._subjects.key_X[path]
         share = slice(rank, None, workers)
         return Batch(texts=texts[share], gold_BG=self._paths.gold(key_B)[share])
-
-    def _other_subject(self, relation: int, draw: float) -> int:
-        start, stop = self._subjects.bounds_R[relation : relation + 2]
-        return int(start + int(draw * (stop - start)))
 
 
 def steps_per_epoch(questions: int, batch_questions: int) -> int:
@@ -207,17 +218,22 @@ def _scan_subjects(
         )
     found = pa.concat_tables(pieces)
     relation_X = found["relation"].to_numpy()
-    order_X = np.lexsort((found["key"].to_numpy(), relation_X))
+    asked_X = np.isin(found["key"].to_numpy(), questions.key_Q)
+    order_X = np.lexsort((found["key"].to_numpy(), asked_X, relation_X))
     # Several triples of one path count once.
     key_sorted = found["key"].to_numpy()[order_X]
     order_X = order_X[np.append(True, key_sorted[1:] != key_sorted[:-1])] if len(order_X) else order_X
     found = found.take(pa.array(order_X))
     names_X = _normalised_names(found)
     key_X = found["key"].to_numpy()
-    bounds_R = np.searchsorted(found["relation"].to_numpy(), np.arange(len(relations) + 1))
+    subjects = _Subjects(
+        bounds_R=np.searchsorted(relation_X[order_X], np.arange(len(relations) + 1)).astype(np.int64),
+        unasked_R=np.bincount(relation_X[order_X][~asked_X[order_X]], minlength=len(relations)).astype(np.int64),
+        key_X=key_X,
+        names_X=names_X,
+    )
     by_key = np.argsort(key_X, kind="stable")
     own_Q = by_key[np.searchsorted(key_X[by_key], questions.key_Q)]
-    subjects = _Subjects(bounds_R=bounds_R.astype(np.int64), key_X=key_X, names_X=names_X)
     return relation_Q, subjects, [names_X[own] for own in own_Q]
 
 

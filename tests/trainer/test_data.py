@@ -12,7 +12,7 @@ from memory_store.storage import Storage
 from pipeline.facts import fact_id_of
 from pipeline.features import normalise
 from pipeline.sources.questions import read_questions
-from trainer.data import Paths, Questions, TrainingData, steps_per_epoch
+from trainer.data import Paths, Questions, TrainingData, _Subjects, steps_per_epoch
 
 
 def _data(url: str, world: Path, **changes: object) -> TrainingData:
@@ -114,3 +114,12 @@ def test_paths_hold_the_content_ids_of_facts(ingest_world: Callable[..., str], t
 
 def test_an_epoch_has_at_least_one_step() -> None:
     assert [steps_per_epoch(count, 32) for count in (1, 31, 32, 95)] == [1, 1, 1, 2]
+
+
+def test_questions_are_moved_to_facts_that_no_question_asks_about_ten_times_as_often() -> None:
+    subjects = _Subjects(
+        bounds_R=np.array([0, 5, 7]), unasked_R=np.array([2, 0]), key_X=np.arange(7), names_X=[["name"]] * 7
+    )
+    drawn = np.bincount([subjects.draw(0, step / 23) for step in range(23)], minlength=7)
+    assert drawn.tolist() == [10, 10, 1, 1, 1, 0, 0]
+    assert [subjects.draw(1, uniform) for uniform in (0.0, 0.49, 0.5, 0.999)] == [5, 5, 6, 6]
