@@ -25,7 +25,9 @@ test: lint typecheck  ## everything CI runs: ruff, mypy, import direction, pytes
 	$(BIN)/python -m pytest
 
 chaos: $(STAMP)  ## the tests of a living memory and of faults, long: make chaos STEPS=30000
-	HMN_CHAOS_STEPS=$(STEPS) $(BIN)/python -m pytest --timeout 0 tests/stateful tests/faults
+	mkdir -p build && rm -f build/chaos.jsonl
+	HMN_CHAOS_STEPS=$(STEPS) HMN_CHAOS_LOG=$(CURDIR)/build/chaos.jsonl $(BIN)/python -m pytest --timeout 0 tests/stateful tests/faults
+	$(BIN)/python tests/stateful/chaos_log.py build/chaos.jsonl
 
 lint: $(STAMP)  ## ruff and the import direction
 	$(BIN)/ruff check

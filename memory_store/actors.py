@@ -19,14 +19,14 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from memory_store.coordinator import Call, CallFailed
+from memory_store.calls import Call, CallFailed
 from memory_store.errors import HmnError, ShardUnavailable, VersionMismatch
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, ShardConfig, ShardStats
 from memory_store.topk import PartialTopK
 
-__all__ = ["RayShardHandle", "ShardActor", "code_version", "start_shards", "stop_named"]
+__all__ = ["RayShardHandle", "ShardActor", "code_version", "start_shards", "stop_named", "wait_for_actors"]
 
 NAMESPACE = "hmn"
 START_DEADLINE_S = 120.0
@@ -92,11 +92,11 @@ class ShardActor:
 
 class _RayCall:
     def __init__(self, reference: Any) -> None:
-        self._reference = reference
+        self.reference = reference
 
     def result(self, timeout_s: float) -> Any:
         try:
-            return ray.get(self._reference, timeout=timeout_s)
+            return ray.get(self.reference, timeout=timeout_s)
         except GetTimeoutError as late:
             raise CallFailed(Failure.TIMED_OUT, f"no reply within {timeout_s:.3g} s") from late
         except RayTaskError as raised:
@@ -105,6 +105,13 @@ class _RayCall:
             raise
         except RayActorError as died:
             raise _call_failed(died) from died
+
+
+def wait_for_actors(calls: Sequence[Any], timeout_s: float) -> Sequence[int]:
+    """The position of a call that ended; none if none has after timeout_s seconds."""
+    references = [call.reference for call in calls]
+    ended, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
+    return [references.index(reference) for reference in ended]
 
 
 def _call_failed(error: RayActorError) -> CallFailed:
@@ -119,7 +126,8 @@ class RayShardHandle:
 
     def __init__(self, config: ShardConfig, name: str | None, cpus: float) -> None:
         self._config = config
-        self._name = None if name is None else f"hmn:{name}:{config.shard}-of-{config.num_shards}"
+        copy = f"-copy-{config.replica}" if config.replica else ""
+        self._name = None if name is None else f"hmn:{name}:{config.shard}-of-{config.num_shards}{copy}"
         self._cpus = cpus
         self._actor = self._create()
 

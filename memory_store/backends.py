@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from memory_store.coordinator import Call, CallFailed, ShardHandle
+from memory_store.calls import Call, CallFailed, ShardHandle
 from memory_store.policy import Failure
+from memory_store.replicas import ReplicaSet, Wait
 from memory_store.shard import Shard, ShardConfig
 
 __all__ = ["Backend", "default_threads", "local_backend", "ray_backend"]
@@ -68,15 +69,38 @@ class _LocalHandle:
         self._shard = Shard(self._shard.config)
 
 
+def _wait_in_threads(calls: Sequence[Any], timeout_s: float) -> Sequence[int]:
+    done, _ = wait([call.future for call in calls], timeout_s, FIRST_COMPLETED)
+    return [position for position, call in enumerate(calls) if call.future in done]
+
+
+class _Copies:
+    """The handles of all shards, those of one shard's copies behind one handle."""
+
+    def __init__(self, configs: Sequence[ShardConfig], handles: Sequence[ShardHandle], waiting: Wait) -> None:
+        by_shard: list[list[ShardHandle]] = [[] for _ in range(configs[0].num_shards)]
+        for config, handle in zip(configs, handles, strict=True):
+            by_shard[config.shard].append(handle)
+        self._sets = [ReplicaSet(copies, waiting) for copies in by_shard if len(copies) > 1]
+        self.handles: Sequence[ShardHandle] = self._sets or [copies[0] for copies in by_shard]
+
+    def close(self) -> None:
+        for copies in self._sets:
+            copies.close()
+
+
 class _LocalBackend:
     name = "local"
 
     def __init__(self, configs: Sequence[ShardConfig]) -> None:
         alone = len(configs) == 1
         self._threads = None if alone else ThreadPoolExecutor(len(configs), thread_name_prefix="hmn-shard")
-        self.handles: Sequence[ShardHandle] = [_LocalHandle(Shard(config), self._threads) for config in configs]
+        handles = [_LocalHandle(Shard(config), self._threads) for config in configs]
+        self._copies = _Copies(configs, handles, _wait_in_threads)
+        self.handles: Sequence[ShardHandle] = self._copies.handles
 
     def close(self) -> None:
+        self._copies.close()
         self.handles = []
         if self._threads is not None:
             self._threads.shutdown(wait=True)
@@ -86,13 +110,15 @@ class _RayBackend:
     name = "ray"
 
     def __init__(self, configs: Sequence[ShardConfig], shared_name: str | None, cpus: float) -> None:
-        from memory_store.actors import start_shards
+        from memory_store.actors import start_shards, wait_for_actors
 
         self._started = start_shards(configs, name=shared_name, cpus=cpus)
         self._shared = shared_name is not None
-        self.handles: Sequence[ShardHandle] = self._started
+        self._copies = _Copies(configs, self._started, wait_for_actors)
+        self.handles: Sequence[ShardHandle] = self._copies.handles
 
     def close(self) -> None:
+        self._copies.close()
         if not self._shared:
             for handle in self._started:
                 handle.stop()

@@ -3,48 +3,22 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from memory_store.calls import Call, CallFailed, ShardHandle
 from memory_store.errors import ShardUnavailable, UnknownFact
-from memory_store.policy import Decision, Failure, Partial, ShardPolicy, ShardReport
+from memory_store.policy import Decision, Partial, ShardPolicy, ShardReport
+from memory_store.replicas import HedgedCall, tend
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, ShardStats
 from memory_store.topk import PartialTopK, TopK, merge
 
 # B queries, K slots, D dimension, C fact ids asked for
 
 __all__ = ["Call", "CallFailed", "Coordinator", "Served", "ShardHandle"]
-
-
-class CallFailed(Exception):
-    """A call got no answer because of the shard's process or the clock, not because of the question."""
-
-    def __init__(self, failure: Failure, detail: str) -> None:
-        super().__init__(detail)
-        self.failure = failure
-
-
-class Call(Protocol):
-    """A call under way."""
-
-    def result(self, timeout_s: float) -> Any:
-        """The shard's answer; raises CallFailed when the shard gave none, and the shard's own error as it is."""
-        ...
-
-
-class ShardHandle(Protocol):
-    """The coordinator's end of one shard; a local object, an actor, or a double in a test."""
-
-    def start(self, method: str, *args: Any) -> Call:
-        """Begin a call without waiting for it."""
-        ...
-
-    def replace(self) -> None:
-        """Start another shard in place of one that will not come back; does not wait until it is ready."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +116,8 @@ class Coordinator:
             self.incarnations[number].add(line.incarnation)
         return tuple(
             replace(line, restarts=max(len(self.incarnations[number]) - 1, self.recoveries[number]))
+            if not line.copies
+            else line
             for number, line in enumerate(lines)
         )
 
@@ -151,9 +127,10 @@ class Coordinator:
         """One answer per shard, None where the policy left a shard out."""
         deadline = self.clock() + deadline_s
         calls = [self._start(shard, method, args) for shard in self.shards]
+        tend([call for call in calls if isinstance(call, HedgedCall)], deadline, self.clock)
         return [self._settle(number, call, method, args, deadline, partial) for number, call in enumerate(calls)]
 
-    def _start(self, shard: ShardHandle, method: str, args: tuple[Any, ...]) -> "Call":
+    def _start(self, shard: ShardHandle, method: str, args: tuple[Any, ...]) -> Call:
         try:
             return shard.start(method, *args)
         except CallFailed as failed:  # a dead actor may refuse the call itself; it counts when the answer is awaited

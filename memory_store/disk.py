@@ -141,6 +141,10 @@ class LocalFiles:
     def open_input(self, path: str) -> pa.NativeFile:
         return self._disk.map(self._root / path)
 
+    def cached_bytes(self, path: str) -> bytes | None:
+        """Nothing is cached: the file itself is mapped."""
+        return None
+
     def forget(self, path: str) -> None:
         """Nothing is cached: the file itself is mapped."""
 

@@ -1,4 +1,4 @@
-"""Built indexes, saved beside the generation they belong to and read again instead of being built again."""
+"""Built indexes, saved beside the parts they are over and read again instead of being built again."""
 
 import json
 import logging
@@ -28,9 +28,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedRows:
-    """Which rows an index is over: (checksum of a part, first row, end) for each slice, in order."""
+    """Which rows an index is over: (checksum of a part, first row, end) for each slice, in order.
 
-    generation: int
+    main: the name of the main parts that they are of. An upsert or a delete leaves it as it is, so that a shard that
+    starts after it reads the index that was saved before.
+    """
+
+    main: str
     slices: tuple[tuple[str, int, int], ...]
 
 
@@ -40,7 +44,7 @@ def index_path(text: str, rows: IndexedRows) -> str:
     searching = INDEXES[spec.name].search_options
     building = sorted((option, value) for option, value in spec.options.items() if option not in searching)
     key = json.dumps([_FORMAT_VERSION, spec.name, spec.argument, building, rows.slices])
-    return index_name(rows.generation, xxhash.xxh3_128_hexdigest(key.encode()))
+    return index_name(rows.main, xxhash.xxh3_128_hexdigest(key.encode()))
 
 
 def open_index(storage: Storage, text: str, vectors: ShardVectors, threads: int, rows: IndexedRows) -> MipsIndex:

@@ -1,16 +1,31 @@
 """Names of the files that hold built indexes; apart from them, so that upkeep need not load what searches need."""
 
-__all__ = ["INDEX_FOLDER", "generation_of", "index_name"]
+from collections.abc import Sequence
+
+import xxhash
+
+from memory_store.manifest_format import Manifest, Part
+
+__all__ = ["INDEX_FOLDER", "index_name", "main_name", "main_of", "main_parts"]
 
 INDEX_FOLDER = "indexes"
 
 
-def index_name(generation: int, key: str) -> str:
-    """The path, within a memory, of an index of this generation."""
-    return f"{INDEX_FOLDER}/{generation:08d}-{key}.safetensors"
+def main_parts(manifest: Manifest) -> tuple[Part, ...]:
+    """The vectors parts that the main index covers: all but those of upserts, which are searched beside it."""
+    return manifest.vectors[: len(manifest.vectors) - manifest.delta_parts]
 
 
-def generation_of(path: str) -> int | None:
-    """The generation that a file of the folder belongs to; None where the name is not ours."""
-    digits = path.removeprefix(f"{INDEX_FOLDER}/").partition("-")[0]
-    return int(digits) if digits.isascii() and digits.isdigit() else None
+def main_name(parts: Sequence[Part]) -> str:
+    """A name for these parts by their content: generations with the same main parts share their index files."""
+    return xxhash.xxh3_64_hexdigest("\n".join(part.checksum for part in parts).encode())
+
+
+def index_name(main: str, key: str) -> str:
+    """The path, within a memory, of an index over rows of these main parts."""
+    return f"{INDEX_FOLDER}/{main}-{key}.safetensors"
+
+
+def main_of(path: str) -> str:
+    """The name of the main parts that a file of the folder belongs to."""
+    return path.removeprefix(f"{INDEX_FOLDER}/").partition("-")[0]

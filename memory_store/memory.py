@@ -110,6 +110,11 @@ class Memory:
         return self._now()[1]
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the index that answers now finds the true top k."""
+        return INDEXES[parse_index(self._now()[0].index, INDEXES).name].exact
+
+    @property
     def dim(self) -> int:
         """Dimension of the vectors; 0 while the facts are not embedded."""
         return self._now()[2].dim
@@ -355,7 +360,7 @@ class Memory:
         """What is served, and the state of each shard."""
         with self._call() as (engine, manifest, served):
             shards = engine.coordinator.stats(served, deadline_s=self._deadline_s)
-            exact = INDEXES[parse_index(engine.index, INDEXES).name].exact
+            exact = self.is_exact
         report = pooled(line.recall for line in shards if line.recall is not None)
         return MemoryStats(
             url=self._storage.shown,

@@ -38,6 +38,7 @@ def open_memory(
     compaction: CompactionPolicy | None = None,
     recall_share: float = RECALL_SHARE,
     target_recall: float | None = None,
+    replicas: int = 1,
 ) -> Memory:
     """Open the memory at a URL for searching; use it as a context manager.
 
@@ -49,13 +50,17 @@ def open_memory(
     Ray reserves per actor. compaction: compact in the background when a write through this memory makes it due.
     recall_share: share of the queries that an approximate index answers once more, exactly, in the background, so that
     `stats` knows its recall; 0 for none. target_recall: the recall that it keeps on live queries by raising its effort
-    (nprobe, ef, leaves, tables), and lowering it where it can.
+    (nprobe, ef, leaves, tables), and lowering it where it can. replicas: copies of each shard, on different machines
+    where Ray has them. Where a copy dies, another answers at once; a call that takes longer than most is sent to a
+    second copy as well.
 
     Raises MemoryNotFound, GenerationNotFound, CorruptFile, UnknownIndex, ConfigError; VersionMismatch when the name is
     in use with other options; ShardUnavailable when the cluster cannot place a shard.
     """
     if shards < 1:
         raise ConfigError(f"expected shards >= 1, found {shards}")
+    if replicas < 1:
+        raise ConfigError(f"expected replicas >= 1, found {replicas}")
     if backend not in ("local", "ray"):
         raise ConfigError(f"expected backend 'local' or 'ray', found {backend!r}")
     if name is not None and backend != "ray":
@@ -87,8 +92,10 @@ def open_memory(
                 threads=threads_per_shard,
                 recall_share=recall_share,
                 target_recall=target_recall,
+                replica=replica,
             )
             for shard in range(shards)
+            for replica in range(replicas)
         ]
         serving = local_backend(configs) if backend == "local" else ray_backend(configs, name=name, cpus=shard_cpus)
         return Engine(Coordinator(shards=serving.handles, policy=policy or ShardPolicy()), serving, index)

@@ -146,6 +146,13 @@ class RemoteFiles:
                 temporary.unlink(missing_ok=True)
         return pa.memory_map(str(cached), "r")
 
+    def cached_bytes(self, path: str) -> bytes | None:
+        """The copy of a file that is kept here, whatever the filesystem holds now."""
+        try:
+            return (self._cache / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
     def forget(self, path: str) -> None:
         (self._cache / path).unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from memory_store.delta import search_live, search_rows
 from memory_store.errors import NoVectors
 from memory_store.index_files import IndexedRows, open_index
+from memory_store.index_names import main_name
 from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import MipsIndex
@@ -28,7 +29,7 @@ from memory_store.topk import PartialTopK, merge, select
 
 # N rows in this shard, B queries, K slots, D dimension, C fact ids asked for, F of them found here
 
-__all__ = ["FoundFacts", "FoundPlaces", "FoundVectors", "Shard", "ShardConfig", "ShardStats"]
+__all__ = ["CopyStats", "FoundFacts", "FoundPlaces", "FoundVectors", "Shard", "ShardConfig", "ShardStats"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class ShardConfig:
     threads: intra-op threads of its index. resident: how many generations stay loaded, so that the old one serves while
     the new one is loaded. recall_share: share of the queries that an approximate index answers again exactly, in the
     background, to know its recall. target_recall: the recall that it is to keep by looking further, or less far.
+    replica: which copy of the shard this is.
     """
 
     url: str
@@ -48,6 +50,17 @@ class ShardConfig:
     resident: int = 2
     recall_share: float = 0.0
     target_recall: float | None = None
+    replica: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyStats:
+    """One copy of a shard. serving: it is asked; a copy that is not is being brought back. pid: None where unknown."""
+
+    replica: int
+    serving: bool
+    pid: int | None
+    restarts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,9 @@ class ShardStats:
 
     rows: live ones; fresh_rows: those of them that are searched beside the main index.
     recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
+    copies: where a shard is served more than once; the line is then that of the first copy that serves, restarts are
+    those of all copies. hedged: calls that were late and went to a second copy too; failed_over: calls that another
+    copy answered because one failed.
     """
 
     shard: int
@@ -69,6 +85,9 @@ class ShardStats:
     restarts: int = 0
     fresh_rows: int = 0
     recall: RecallReport | None = None
+    copies: tuple[CopyStats, ...] = ()
+    hedged: int = 0
+    failed_over: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +123,7 @@ class _Main:
     """The rows that the main index covers, and the index: shared by all generations with the same main parts."""
 
     def __init__(
-        self, storage: Storage, rows: Rows, slices: Sequence[Slice], key: MainKey, generation: int, config: ShardConfig
+        self, storage: Storage, rows: Rows, slices: Sequence[Slice], key: MainKey, config: ShardConfig
     ) -> None:
         self.rows = rows
         self.key = key
@@ -112,7 +131,7 @@ class _Main:
         if rows.vectors.chunks:
             vectors = key[1]
             indexed = IndexedRows(
-                generation=generation,
+                main=main_name(vectors),
                 slices=tuple((vectors[piece.part].checksum, piece.start, piece.stop) for piece in slices),
             )
             self.index = open_index(storage, config.index, rows.vectors, config.threads, indexed)
@@ -146,7 +165,6 @@ class _Snapshot:
             Rows(storage, manifest, main_slices, dead, without_dead=False),
             main_slices,
             key,
-            manifest.generation,
             config,
         )
         self.delta = Rows(

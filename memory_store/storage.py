@@ -41,6 +41,7 @@ class _Files(Protocol):
     def sync(self, path: str) -> None: ...
     def delete(self, path: str) -> None: ...
     def open_input(self, path: str) -> pa.NativeFile: ...
+    def cached_bytes(self, path: str) -> bytes | None: ...
     def forget(self, path: str) -> None: ...
 
 
@@ -139,6 +140,11 @@ class Storage:
         """The file mapped into memory: from the local disk itself, from the local cache of a remote memory."""
         with self._explained("open", path):
             return self._files.open_input(_inside(path))
+
+    def cached_bytes(self, path: str) -> bytes | None:
+        """What the local cache of a remote memory holds of a file, which may be gone or damaged there."""
+        with self._explained("read the cached copy of", path):
+            return self._files.cached_bytes(_inside(path))
 
     def forget(self, path: str) -> None:
         """Drop the cached copy of a remote file, so that the next open_input fetches it again."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from memory_store.disk import Entry
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
-from memory_store.index_names import INDEX_FOLDER, generation_of
+from memory_store.index_names import INDEX_FOLDER, main_name, main_of, main_parts
 from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
 from memory_store.storage import Storage
 from memory_store.verify import GenerationCheck, VerifyReport, verify_memory
@@ -198,9 +198,10 @@ def sweep(
     oldest_s = (time.time() if now_s is None else now_s) - orphan_age_s
     doomed = [entry for entry in _part_files(storage) if entry.path in released]
     strays = [entry for entry in _part_files(storage) if entry.path not in named | released]
-    indexes = [entry for entry in storage.entries(INDEX_FOLDER) if generation_of(entry.path) not in remaining]
-    doomed += [entry for entry in indexes if generation_of(entry.path) in deleted]
-    strays += [entry for entry in indexes if generation_of(entry.path) not in deleted]
+    main, old_main = _mains(remaining.values()), _mains(manifests[generation] for generation in deleted)
+    indexes = [entry for entry in storage.entries(INDEX_FOLDER) if main_of(entry.path) not in main]
+    doomed += [entry for entry in indexes if main_of(entry.path) in old_main]
+    strays += [entry for entry in indexes if main_of(entry.path) not in old_main]
     doomed += [entry for entry in (*strays, *_temporaries(storage)) if (entry.modified_s or oldest_s) < oldest_s]
     if not dry_run:
         for entry in doomed:
@@ -249,6 +250,10 @@ def _temporaries(storage: Storage) -> tuple[Entry, ...]:
 
 def _named_parts(manifests: Iterable[Manifest | None]) -> set[str]:
     return {part.path for manifest in manifests if manifest for part in _parts_of(manifest)}
+
+
+def _mains(manifests: Iterable[Manifest | None]) -> set[str]:
+    return {main_name(main_parts(manifest)) for manifest in manifests if manifest}
 
 
 def _parts_of(manifest: Manifest) -> tuple[Part, ...]:

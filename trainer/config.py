@@ -21,17 +21,20 @@ __all__ = ["DataConfig", "MemoryConfig", "ModelConfig", "RunConfig", "TrainConfi
 class MemoryConfig:
     """[memory]: where the facts are and how they are searched.
 
-    url: any fsspec URL. index: as `hmn indexes` lists them. backend: "local" (in-process) or "ray" (actors).
+    url: any fsspec URL. index: as `hmn indexes` lists them. backend: "local" (in-process) or "ray" (actors). replicas:
+    copies of each shard, so that none is missed when it dies.
     """
 
     url: str
     index: str = "exact"
     backend: Literal["local", "ray"] = "local"
     shards: int = 1
+    replicas: int = 1
     dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         at_least("memory.shards", self.shards, 1)
+        at_least("memory.replicas", self.replicas, 1)
         parse_index(self.index, INDEXES)
 
 

@@ -87,6 +87,7 @@ def open_run(
         config.memory.index,
         backend="ray" if chosen == "ray" else "local",
         generation=generation,
+        replicas=config.memory.replicas,
     ) as opened:
         encoder.check_fingerprint(opened.manifest.encoder)
         yield OpenRun(config=config, checkpoint=checkpoint, encoder=encoder, memory=opened)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # N facts, n facts of one upsert, D dimension, B queries of a search
 
-__all__ = ["LiveFigures", "Searches", "command", "run_live_bench"]
+__all__ = ["LiveFigures", "Searches", "command", "run_live_bench", "search_during"]
 
 _K = 10
 _QUERIES = 8
@@ -44,6 +44,7 @@ class Searches:
     wrong: int
     p50_ms: float
     p99_ms: float
+    slowest_ms: float
     seconds: float
 
 
@@ -122,7 +123,7 @@ def run_live_bench(
         progress("live", 2, 6, note="upserted")
         queries_BD = rng.standard_normal((_QUERIES, dim), dtype=np.float32)
         queries_BD[0] = beacon_D
-        watched = [_search_during(memory, queries_BD, "nothing else", lambda: time.sleep(seconds))]
+        watched = [search_during(memory, queries_BD, "nothing else", lambda: time.sleep(seconds))]
 
         def trickle() -> None:
             """1,000 facts a second, as one commit each."""
@@ -134,14 +135,12 @@ def run_live_bench(
                 first += 1000
                 time.sleep(max(0.0, 1.0 - (time.monotonic() - began_s)))
 
-        watched.append(_search_during(memory, queries_BD, "1,000 upserts a second", trickle))
+        watched.append(search_during(memory, queries_BD, "1,000 upserts a second", trickle))
         progress("live", 4, 6, note="searched")
         compaction: list[Any] = []
-        watched.append(
-            _search_during(memory, queries_BD, "a compaction", lambda: compaction.append(_compacted(memory)))
-        )
+        watched.append(search_during(memory, queries_BD, "a compaction", lambda: compaction.append(_compacted(memory))))
         progress("live", 5, 6, note="compacted")
-        watched.append(_search_during(memory, queries_BD, "a re-embedding", lambda: memory.reindex(encode)))
+        watched.append(search_during(memory, queries_BD, "a re-embedding", lambda: memory.reindex(encode)))
         sweep(Storage(url))
     progress("live", 6, 6, note="re-embedded")
     rows, compaction_s = compaction[0]
@@ -176,9 +175,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.monotonic() - started_s
 
 
-def _search_during(
-    memory: Memory, queries_BD: NDArray[np.float32], during: str, work: Callable[[], object]
-) -> Searches:
+def search_during(memory: Memory, queries_BD: NDArray[np.float32], during: str, work: Callable[[], object]) -> Searches:
     """One searcher without a pause, from before the work begins until it has ended."""
     import numpy as np
 
@@ -217,6 +214,7 @@ def _search_during(
         wrong=int(wrong),
         p50_ms=float(p50_ms),
         p99_ms=float(p99_ms),
+        slowest_ms=max(times_s) * 1e3,
         seconds=seconds,
     )
 

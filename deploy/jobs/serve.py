@@ -43,6 +43,7 @@ class PortTaken(HmnError):
     "--backend", type=click.Choice(["local", "ray"]), help="Shards in the replica, or as Ray actors. [as trained]"
 )
 @click.option("--shards", type=click.IntRange(min=1), help="How many ways the rows are divided. [as trained]")
+@click.option("--shard-replicas", type=click.IntRange(min=1), help="Copies of each shard. [as trained]")
 @click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of the model.")
 @click.option(
     "--partial",
@@ -81,6 +82,7 @@ def command(
     generation: int | None,
     backend: str | None,
     shards: int | None,
+    shard_replicas: int | None,
     replicas: int,
     partial: bool,
     batch: int,
@@ -103,6 +105,7 @@ def command(
         generation=generation,
         backend=backend,
         shards=shards,
+        shard_replicas=shard_replicas,
         partial=partial,
         name=f"serve-{os.getpid()}" if replicas > 1 else None,
     )

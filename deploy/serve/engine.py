@@ -287,6 +287,7 @@ class RunEngine:
             name=source.name if backend == "ray" else None,
             partial="allow" if source.partial else "refuse",
             deadline_s=source.deadline_s,
+            replicas=source.shard_replicas or settings.replicas,
         )
         try:
             encoder.check_fingerprint(memory.manifest.encoder)

@@ -15,9 +15,10 @@ LEAST_TOKEN_CHARS = 16
 class Source:
     """What is served. memory, generation: instead of those that the run's checkpoint names.
 
-    backend, shards: instead of those the run was trained with. name: the shards are shared by all replicas under it.
-    partial: answer without the rows of a shard that is away, and say so in `coverage`. deadline_s: how long a search
-    may wait for a shard. follows_checkpoint: the memory is the one that the checkpoints of the run speak of.
+    backend, shards, shard_replicas: instead of those the run was trained with. name: the shards are shared by all
+    replicas under it. partial: answer without the rows of a shard that is away, and say so in `coverage`. deadline_s:
+    how long a search may wait for a shard. follows_checkpoint: the memory is the one that the checkpoints of the run
+    speak of.
     A generation that is named stays: nothing newer is rolled out.
     """
 
@@ -26,6 +27,7 @@ class Source:
     generation: int | None = None
     backend: str | None = None
     shards: int | None = None
+    shard_replicas: int | None = None
     name: str | None = None
     partial: bool = False
     follows_checkpoint: bool = True
@@ -34,6 +36,8 @@ class Source:
     def __post_init__(self) -> None:
         _require(self.backend in (None, "local", "ray"), f"expected backend 'local' or 'ray', found {self.backend!r}")
         _require(self.shards is None or self.shards >= 1, f"expected shards >= 1, found {self.shards}")
+        copies = self.shard_replicas
+        _require(copies is None or copies >= 1, f"expected shard_replicas >= 1, found {copies}")
         _require(self.deadline_s > 0, f"expected deadline_s > 0, found {self.deadline_s}")
 
 

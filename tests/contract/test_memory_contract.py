@@ -199,6 +199,36 @@ def test_stats_name_every_shard(served: Memory) -> None:
     assert stats.recall == 1.0
 
 
+def test_a_memory_with_replicas_keeps_the_contract_and_names_its_copies(opener: Opener, tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    ids_N, vectors_ND = np.arange(60), rng.standard_normal((60, 2)).astype(np.float32)
+    with MemoryWriter(str(tmp_path), dim=2) as writer:
+        writer.append(facts(ids_N), vectors_ND)
+    with opener(str(tmp_path), shards=2, replicas=2) as memory:
+        memory.upsert(facts(ids_N[:5]), -vectors_ND[:5])
+        memory.delete(ids_N[5:8])
+        vectors_ND[:5] *= -1
+        queries_BD, live = vectors_ND[10:14], np.r_[0:5, 8:60]
+        expected = exhaustive_search(ids_N[live], vectors_ND[live], queries_BD, 9)
+        for _ in range(4):  # by different copies
+            answer = memory.search(queries_BD, 9)
+            np.testing.assert_array_equal(answer.fact_ids_BK, expected.fact_ids_BK)
+            assert (answer.generation, answer.coverage) == (3, 1.0)
+            np.testing.assert_array_equal(memory.vectors(live), vectors_ND[live])
+            assert memory.fetch([50, 2], ["fact_id"])["fact_id"].to_pylist() == [50, 2]
+        with pytest.raises(UnknownFact, match="6"):
+            memory.fetch([6])
+        memory.release_others()
+        stats = memory.stats()
+        assert stats.facts == sum(line.rows for line in stats.shards) == 57
+        assert [[(copy.replica, copy.serving) for copy in line.copies] for line in stats.shards] == [
+            [(0, True), (1, True)]
+        ] * 2
+        assert memory.reindex(shards=1) == 3
+        assert len(memory.stats().shards) == 1
+        np.testing.assert_array_equal(memory.search(queries_BD, 9).fact_ids_BK, expected.fact_ids_BK)
+
+
 def test_a_closed_memory_says_so_and_closes_twice(opener: Opener, stored) -> None:
     memory = opener(stored[0])
     memory.close()
@@ -212,6 +242,7 @@ def test_a_closed_memory_says_so_and_closes_twice(opener: Opener, stored) -> Non
     ("options", "error", "says"),
     [
         ({"shards": 0}, ConfigError, "shards >= 1, found 0"),
+        ({"replicas": 0}, ConfigError, "replicas >= 1, found 0"),
         ({"index": "exct"}, UnknownIndex, "did you mean 'exact'"),
         ({"partial": "maybe"}, ConfigError, "'maybe'"),
         ({"threads": 0}, ConfigError, "threads >= 1"),

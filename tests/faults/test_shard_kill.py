@@ -11,6 +11,7 @@ import pytest
 
 from memory_store import Memory, MemoryWriter, open_memory, stop_memory
 from memory_store.errors import ShardUnavailable, VersionMismatch
+from memory_store.policy import Decision, Partial, ShardPolicy, ShardReport
 
 DIM, ROWS = 8, 2000
 
@@ -23,6 +24,13 @@ def url(tmp_path: Path, rng: np.random.Generator) -> str:
             rng.standard_normal((ROWS, DIM)).astype(np.float32),
         )
     return str(tmp_path / "kb")
+
+
+class NoRetries(ShardPolicy):
+    """Whatever fails fails the call: with replicas no call may need more."""
+
+    def decide(self, report: ShardReport, partial: Partial) -> Decision:
+        return Decision.FAIL
 
 
 def kill(memory: Memory, shard: int) -> int:
@@ -81,6 +89,36 @@ def test_a_shard_stopped_for_good_is_replaced(url: str) -> None:
     with open_memory(url, shards=2, backend="ray") as memory:
         ray.kill(memory._engines.now.coordinator.shards[1]._actor, no_restart=True)
         assert (memory.search(np.ones((1, DIM)), ROWS).fact_ids_BK >= 0).sum() == ROWS
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_with_replicas_searches_go_on_while_one_copy_after_the_other_is_killed(
+    url: str, rng: np.random.Generator
+) -> None:
+    queries_BD = rng.standard_normal((5, DIM))
+    with open_memory(url) as undisturbed:
+        expected = undisturbed.search(queries_BD, 10)
+
+    def right() -> bool:
+        answer = memory.search(queries_BD, 10)
+        return answer.coverage == 1.0 and np.array_equal(answer.fact_ids_BK, expected.fact_ids_BK)
+
+    with open_memory(url, shards=1, replicas=2, backend="ray", policy=NoRetries()) as memory:
+        memory.stats()
+        for victim in (0, 1, 0):
+            copies = memory.stats().shards[0].copies
+            pid = copies[victim].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            searches_meanwhile = 0
+            while (copy := memory.stats().shards[0].copies[victim]).pid in (pid, None):
+                assert right(), "answers by the other copy, without a retry"
+                searches_meanwhile += not copy.serving
+                assert memory.fetch([7])["subject"].to_pylist() == ["7"]
+            assert searches_meanwhile > 0, "no search waited until the copy was back"
+            assert copy.serving
+        assert [copy.restarts for copy in memory.stats().shards[0].copies] == [2, 1]
+        assert memory.upsert(pa.table({"fact_id": [ROWS]}), np.ones((1, DIM), np.float32)) == 2
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,21 +1,26 @@
-"""Built indexes are saved with their generation, read again, refused when damaged, and swept with it."""
+"""Built indexes are saved by the main parts they are over, read again, refused when damaged, and swept with them."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
 from memory_store.errors import StorageFailed
 from memory_store.index_files import IndexedRows, index_path, open_index
+from memory_store.index_names import main_name, main_of
+from memory_store.manifest import read_manifest
 from memory_store.mips.base import MipsIndex, RegisteredIndex, ShardVectors
 from memory_store.mips.registry import INDEXES
 from memory_store.shard import Shard, ShardConfig
 from memory_store.storage import Storage
 from memory_store.upkeep import sweep
+from memory_store.writes import locate_on_disk, upsert_facts
 
-ROWS = IndexedRows(generation=3, slices=(("xxh3-128:00", 0, 400),))
+ROWS = IndexedRows(main="0123456789abcdef", slices=(("xxh3-128:00", 0, 400),))
 
 
 @pytest.fixture
@@ -61,11 +66,11 @@ def test_options_of_a_search_share_a_file_and_options_of_the_build_do_not(storag
     assert builds == ["ivf", "ivf"]
 
 
-def test_other_rows_or_another_generation_have_another_file():
+def test_other_rows_or_other_main_parts_have_another_file():
     others = [
-        IndexedRows(generation=4, slices=ROWS.slices),
-        IndexedRows(generation=3, slices=(("xxh3-128:01", 0, 400),)),
-        IndexedRows(generation=3, slices=(("xxh3-128:00", 0, 399),)),
+        IndexedRows(main="fedcba9876543210", slices=ROWS.slices),
+        IndexedRows(main=ROWS.main, slices=(("xxh3-128:01", 0, 400),)),
+        IndexedRows(main=ROWS.main, slices=(("xxh3-128:00", 0, 399),)),
     ]
     assert len({index_path("ivf", rows) for rows in (ROWS, *others)}) == 4
 
@@ -122,5 +127,21 @@ def test_a_restarted_shard_reads_its_index_and_sweep_removes_those_of_old_genera
     assert len(builds) == 4
     swept = sweep(storage)
     assert swept.generations == (1,)
-    assert len([path for path in swept.files if path.startswith("indexes/00000001-")]) == 2
-    assert {path[:17] for path in storage.list("indexes")} == {"indexes/00000002-"}
+    assert len([path for path in swept.files if path.startswith("indexes/")]) == 2
+    assert {main_of(path) for path in storage.list("indexes")} == {main_name(read_manifest(storage).vectors)}
+
+
+def test_a_shard_that_starts_after_an_upsert_and_a_sweep_reads_the_index_that_was_saved_before_them(
+    tmp_path: Path, write_memory, builds
+):
+    storage = write_memory(Storage(str(tmp_path)), range(600), part_rows=250)
+    config = ShardConfig(url=storage.url, shard=0, num_shards=1, index="ivf")
+    Shard(config).load(1)
+    facts = pa.table({"fact_id": [3, 4, 700]})
+    vectors_ND = np.ones((3, read_manifest(storage).dim), np.float32)
+    upsert_facts(storage, facts, vectors_ND, locate=partial(locate_on_disk, storage))
+    assert Shard(config).load(2) == 601
+    sweep(storage)
+    assert Shard(config).load(2) == 601
+    assert builds.count("ivf") == 1
+    assert len(storage.list("indexes")) == 1

@@ -1,16 +1,22 @@
 """A memory that lives, against a dict and brute force: whatever is done to it in whatever order, no answer is wrong.
 
-`HMN_CHAOS_STEPS` (make chaos) sets how many steps in all; the default keeps `make test` short.
+`HMN_CHAOS_STEPS` (make chaos) sets how many steps in all; the default keeps `make test` short. `HMN_CHAOS_LOG` names a
+file to which every run appends what it did; `chaos_log.py` sums it up.
 """
 
+import json
 import os
 import shutil
+import signal
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,6 +35,8 @@ DIM = 3
 LATER_S = 1e12
 STEPS = int(os.environ.get("HMN_CHAOS_STEPS", "0"))
 STEPS_PER_RUN = 60 if STEPS else 20
+STEPS_ON_RAY = min(600, STEPS // 50)  # starting an actor takes as long as a hundred steps without
+LOG = os.environ.get("HMN_CHAOS_LOG")
 
 Facts = dict[int, tuple[float, ...]]
 
@@ -44,8 +52,11 @@ class Killed(BaseException):
 class LivingMemory(RuleBasedStateMachine):
     """`current` is what the memory must hold, `past` what every generation that was not swept must still hold."""
 
+    backend: Literal["local", "ray"] = "local"
+
     def __init__(self) -> None:
         super().__init__()
+        self.done: Counter[str] = Counter()
         self.folder = Path(tempfile.mkdtemp(prefix="hmn-stateful-"))
         self.storage = Storage(self.folder / "memory")
         self.memory: Memory | None = None
@@ -58,19 +69,28 @@ class LivingMemory(RuleBasedStateMachine):
             self.memory.close()
         if self.past:
             assert verify_memory(self.storage).problems == ()
+        if LOG:
+            with Path(LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"backend": self.backend, **self.done}) + "\n")
         shutil.rmtree(self.folder)
 
     # What can be done
 
-    @initialize(seed=seeds, rows=st.integers(1, 30), part_rows=st.integers(1, 12), shards=st.integers(1, 3))
-    def begin(self, seed: int, rows: int, part_rows: int, shards: int) -> None:
+    @initialize(
+        seed=seeds,
+        rows=st.integers(1, 30),
+        part_rows=st.integers(1, 12),
+        shards=st.integers(1, 3),
+        replicas=st.integers(1, 2),
+    )
+    def begin(self, seed: int, rows: int, part_rows: int, shards: int, replicas: int) -> None:
         ids = list(range(rows))
         vectors_ND = self.draw_vectors(seed, rows)
         with MemoryWriter(self.storage, dim=DIM, part_rows=part_rows) as writer:
             writer.append(pa.table({"fact_id": pa.array(ids, pa.int64())}), vectors_ND)
         self.put(ids, vectors_ND)
         self.note_generation(1)
-        self.memory = open_memory(self.storage.url, shards=shards)
+        self.memory = open_memory(self.storage.url, shards, backend=self.backend, replicas=replicas)
 
     @rule(ids=some_ids, seed=seeds, elsewhere=st.booleans())
     def upsert(self, ids: list[int], seed: int, elsewhere: bool) -> None:
@@ -127,6 +147,7 @@ class LivingMemory(RuleBasedStateMachine):
             memory_store.compaction.commit_change = real
         self.open.refresh()
         self.note_generation(summary.generation)
+        self.done["compactions overtaken"] += 1
 
     @rule(at_file=st.integers(1, 8), part_rows=st.integers(1, 12))
     def compact_and_be_killed(self, at_file: int, part_rows: int) -> None:
@@ -143,7 +164,7 @@ class LivingMemory(RuleBasedStateMachine):
         try:
             compact(self.storage, part_rows=part_rows)
         except Killed:
-            pass
+            self.done["compactions killed"] += 1
         finally:
             Storage.write_atomic = real  # type: ignore[method-assign]
         self.note_generation(self.open.refresh())
@@ -182,10 +203,11 @@ class LivingMemory(RuleBasedStateMachine):
         assert pins(self.storage) == {}
         assert inspect_memory(self.storage).unnamed_files == 0
 
-    @rule(shards=st.integers(1, 4))
-    def reopen(self, shards: int) -> None:
+    @rule(shards=st.integers(1, 4), replicas=st.integers(1, 2))
+    def reopen(self, shards: int, replicas: int) -> None:
         self.open.close()
-        self.memory = open_memory(self.storage.url, shards=shards)
+        self.memory = open_memory(self.storage.url, shards, backend=self.backend, replicas=replicas)
+        self.done["reopened"] += 1
 
     # What must hold
 
@@ -208,6 +230,7 @@ class LivingMemory(RuleBasedStateMachine):
     @invariant()
     def every_answer_is_that_of_brute_force(self) -> None:
         if self.memory is not None:
+            self.done["steps"] += 1
             self.check(self.memory, self.current, len(self.past), 7)
             self.check(self.memory, self.current, len(self.past), 60)
 
@@ -222,6 +245,7 @@ class LivingMemory(RuleBasedStateMachine):
         assert (len(memory), answer.generation, answer.coverage) == (len(facts), memory.generation, 1.0)
         np.testing.assert_array_equal(memory.vectors(ids_N), vectors_ND)
         assert memory.fetch(ids_N, ["fact_id"])["fact_id"].to_pylist() == ids_N.tolist()
+        self.done["answers checked"] += 3
 
     @property
     def open(self) -> Memory:
@@ -234,16 +258,40 @@ class LivingMemory(RuleBasedStateMachine):
     def note_generation(self, generation: int) -> None:
         assert generation == read_manifest(self.storage).generation
         self.past[generation] = dict(self.current)
+        self.done["generations checked"] += 1
 
     @staticmethod
     def draw_vectors(seed: int, rows: int) -> np.ndarray:
         return np.random.default_rng(seed).integers(-3, 4, (rows, DIM)).astype(np.float32)
 
 
+class LivingMemoryOnRay(LivingMemory):
+    """The same, with shards that are actors, and killed."""
+
+    backend = "ray"
+
+    @rule(data=st.data())
+    def kill_a_shard(self, data: st.DataObject) -> None:
+        lines = self.open.stats().shards
+        pids = [copy.pid for line in lines for copy in line.copies if copy.serving] or [line.pid for line in lines]
+        victim = data.draw(st.sampled_from(pids))
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        self.done["shards killed"] += 1
+
+
 TestLivingMemory = LivingMemory.TestCase
 TestLivingMemory.settings = settings(
     max_examples=max(1, STEPS // STEPS_PER_RUN) if STEPS else 12,
     stateful_step_count=STEPS_PER_RUN,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+TestLivingMemoryOnRay = pytest.mark.usefixtures("ray_cluster")(LivingMemoryOnRay.TestCase)
+TestLivingMemoryOnRay.settings = settings(
+    max_examples=max(1, STEPS_ON_RAY // STEPS_PER_RUN),
+    stateful_step_count=STEPS_PER_RUN if STEPS else 10,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
