@@ -6,6 +6,7 @@ from deploy import entry
 from deploy.jobs import (
     ask,
     bench,
+    cluster,
     compact,
     compare,
     completion,
@@ -83,6 +84,7 @@ for _job in (
     plan,
     indexes,
     bench,
+    cluster,
     doctor,
     completion,
 ):

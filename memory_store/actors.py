@@ -1,12 +1,14 @@
 """[ray] Thin actor shells over shard.py, and the coordinator's handles to them: the ray backend of a memory."""
 
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+import psutil
 import ray
 import torch
 from numpy.typing import NDArray
@@ -20,32 +22,20 @@ from ray.exceptions import (
 )
 
 from memory_store.calls import Call, CallFailed
-from memory_store.errors import HmnError, ShardUnavailable, VersionMismatch
+from memory_store.code_version import code_version
+from memory_store.errors import ConfigError, HmnError, ShardUnavailable, VersionMismatch
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, ShardConfig, ShardStats
+from memory_store.storage import redact
 from memory_store.topk import PartialTopK
 
-__all__ = ["RayShardHandle", "ShardActor", "code_version", "start_shards", "stop_named", "wait_for_actors"]
+__all__ = ["NAMESPACE", "RayShardHandle", "ShardActor", "named_shards", "start_shards", "stop_named", "wait_for_actors"]
 
 NAMESPACE = "hmn"
+PREFIX = "hmn:"  # of the names of shard actors
+UNSHARED = "~"  # after it, for shards of a memory without a name
 START_DEADLINE_S = 120.0
-
-
-def code_version() -> str:
-    """The version of this code that a named memory is stamped with."""
-    try:
-        return version("hmn")
-    except PackageNotFoundError:  # run from a working directory that was shipped to the cluster, not installed
-        return "uninstalled"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stamp:
-    """What a process that finds a named shard must agree with."""
-
-    config: ShardConfig
-    code_version: str
 
 
 # Each kind of call has its own thread: a health check is answered during a search, a search during a load.
@@ -58,8 +48,19 @@ class ShardActor:
         self._shard = Shard(config)
 
     @ray.method(concurrency_group="health")
-    def stamp(self) -> _Stamp:
-        return _Stamp(config=self._shard.config, code_version=code_version())
+    def stamp(self) -> dict[str, Any]:
+        """What a process that finds this shard must agree with; plain values, which code of any version can read."""
+        return {"code": code_version(), **asdict(self._shard.config)}
+
+    @ray.method(concurrency_group="health")
+    def describe(self) -> dict[str, Any]:
+        """The stamp, and what this process holds now; for `hmn cluster status`."""
+        process = {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "resident_bytes": psutil.Process().memory_info().rss,
+        }
+        return {"code": code_version(), **asdict(self._shard.config), **process, **self._shard.describe()}
 
     @ray.method(concurrency_group="load")
     def load(self, generation: int) -> int:
@@ -127,7 +128,7 @@ class RayShardHandle:
     def __init__(self, config: ShardConfig, name: str | None, cpus: float) -> None:
         self._config = config
         copy = f"-copy-{config.replica}" if config.replica else ""
-        self._name = None if name is None else f"hmn:{name}:{config.shard}-of-{config.num_shards}{copy}"
+        self._name = None if name is None else f"{PREFIX}{name}:{config.shard}-of-{config.num_shards}{copy}"
         self._cpus = cpus
         self._actor = self._create()
 
@@ -150,9 +151,12 @@ class RayShardHandle:
             "max_task_retries": 0,
             "num_cpus": self._cpus,
             "scheduling_strategy": "SPREAD",
+            "namespace": NAMESPACE,
+            # Every shard has a name, so that `hmn cluster status` finds those of other jobs too.
+            "name": self._name or f"{PREFIX}{UNSHARED}{uuid4().hex}:{self._config.shard}-of-{self._config.num_shards}",
         }
         if self._name is not None:
-            options |= {"name": self._name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+            options |= {"lifetime": "detached", "get_if_exists": True}
         return ShardActor.options(**options).remote(self._config)  # type: ignore[attr-defined]  # added by ray.remote
 
 
@@ -162,6 +166,8 @@ def start_shards(configs: Sequence[ShardConfig], *, name: str | None, cpus: floa
     Raises VersionMismatch when a named shard runs other code or options, ShardUnavailable when the cluster cannot
     place a shard: Ray itself would wait for ever and say nothing.
     """
+    if name is not None and (not name or name.startswith(UNSHARED)):
+        raise ConfigError(f"expected a name that is not empty and does not begin with {UNSHARED}, found {name!r}")
     ensure_ray()
     handles = [RayShardHandle(config, name, cpus) for config in configs]
     deadline = time.monotonic() + START_DEADLINE_S
@@ -173,7 +179,7 @@ def start_shards(configs: Sequence[ShardConfig], *, name: str | None, cpus: floa
 def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, deadline: float) -> None:
     while True:
         try:
-            found: _Stamp = handle.start("stamp").result(max(0.0, deadline - time.monotonic()))
+            found: dict[str, Any] = handle.start("stamp").result(max(0.0, deadline - time.monotonic()))
             break
         except CallFailed as failed:
             if failed.failure is Failure.RESTARTING and time.monotonic() < deadline:
@@ -183,23 +189,49 @@ def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, 
                 f"shard {config.shard} of {config.num_shards} did not start within {START_DEADLINE_S:g} s: {failed}; "
                 "check the cluster's free CPUs with `ray status`, or ask for fewer shards"
             ) from failed
-    expected = _Stamp(config=config, code_version=code_version())
+    expected = {"code": code_version(), **asdict(config)}
     if found != expected:
-        raise VersionMismatch(
-            f"memory {name!r} is already running with {found.config} and code version {found.code_version}, expected "
-            f"{expected.config} and {expected.code_version}; open it with the same options, under another name, or "
-            "stop it first with memory_store.stop_memory"
+        raise _mismatch(name, found, expected)
+
+
+def _mismatch(name: str | None, found: dict[str, Any], expected: dict[str, Any]) -> VersionMismatch:
+    """Code first: another version may well have other options as well."""
+    if name is None:  # started by this job a moment ago
+        return VersionMismatch(
+            f"expected every node to run the code of this job, {expected['code']}, found {found.get('code')} on one; "
+            "submit the job with --working-dir, which brings its code, or install the same code on all nodes"
         )
+    way_out = f"stop it with `hmn cluster stop {name}` once nobody needs it, or open the memory under another name"
+    if found.get("code") != expected["code"]:
+        return VersionMismatch(
+            f"expected the memory {name!r} to run the code of this job, {expected['code']}, found {found.get('code')}; "
+            f"submit the job from the code that started it, or {way_out}"
+        )
+    other = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    differs = ", ".join(f"{key}={found.get(key)!r} instead of {expected.get(key)!r}" for key in other)
+    return VersionMismatch(
+        redact(f"memory {name!r} is already running with {differs}; open it with the same options, or {way_out}")
+    )
+
+
+def named_shards() -> dict[str, str]:
+    """Of every shard actor that lives in the cluster, whoever started it: its name -> the memory it was named for.
+
+    The memory is "" for shards that belong to one job alone.
+    """
+    ensure_ray()
+    names = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(PREFIX)
+    ]
+    memories = {name: name.removeprefix(PREFIX).rpartition(":")[0] for name in names}
+    return {name: "" if memory.startswith(UNSHARED) else memory for name, memory in memories.items()}
 
 
 def stop_named(name: str) -> int:
     """Stop the shards of a named memory, whoever started it; returns how many there were."""
-    ensure_ray()
-    mine = [
-        actor["name"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"hmn:{name}:")
-    ]
-    for actor_name in mine:
-        ray.kill(ray.get_actor(actor_name, namespace=NAMESPACE), no_restart=True)
+    mine = [shard for shard, memory in named_shards().items() if memory == name and name]
+    for shard in mine:
+        ray.kill(ray.get_actor(shard, namespace=NAMESPACE), no_restart=True)
     return len(mine)

@@ -14,17 +14,18 @@ ANSWER_S = 10.0  # Ray itself tries an address where nobody listens for minutes
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20  # arrays between actors are small; the memory itself is mapped from files
 
 
-def ensure_ray(num_cpus: int | None = None) -> None:
+def ensure_ray(num_cpus: int | None = None, *, join: str | None = None) -> None:
     """Make Ray usable in this process; does nothing where it already is.
 
     With RAY_ADDRESS set (as under `ray job submit`) the process joins that cluster and `num_cpus` is ignored.
-    Otherwise a local Ray without dashboard starts and ends with this process. Raises RayUnavailable.
+    Otherwise a local Ray without dashboard starts and ends with this process. join: where the cluster is that must be
+    joined if RAY_ADDRESS is not set; "auto" is the one that runs on this machine. Raises RayUnavailable.
     """
     if ray.is_initialized():
         return
     # Without this Ray warns, in every process, of a change to come in how it treats hidden accelerators.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or join
     try:
         if address:
             _reach(address)
@@ -39,7 +40,12 @@ def ensure_ray(num_cpus: int | None = None) -> None:
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         )
     except Exception as error:  # Ray says with plain exceptions of many classes that it cannot start
-        what = f"to join the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray to start"
+        if os.environ.get("RAY_ADDRESS"):
+            what = f"to join the Ray cluster at RAY_ADDRESS={address}"
+        elif join:
+            what = f"a Ray cluster at {join!r}; set RAY_ADDRESS, or start one with `ray start --head`"
+        else:
+            what = "a local Ray to start"
         said = " ".join(str(error).split())[:200]
         raise RayUnavailable(f"expected {what}, found: {said}; `hmn doctor` says what is missing") from error
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -306,6 +307,18 @@ class Shard:
             pid=os.getpid(),
             incarnation=self._incarnation,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """generations held, rows and bytes of the one used last; loads nothing, for somebody who only looks."""
+        with self._snapshots_lock:
+            held = list(self._snapshots.items())
+        generation, newest = held[-1] if held else (None, None)
+        return {
+            "generation": generation,
+            "generations_resident": sorted(number for number, _ in held),
+            "rows": newest.num_rows if newest is not None else 0,
+            "bytes": newest.nbytes if newest is not None else 0,
+        }
 
     def _snapshot(self, generation: int) -> _Snapshot:
         held = self._held(generation)

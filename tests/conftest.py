@@ -35,22 +35,33 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray with two processors for all tests that ask for it; always shut down at the end."""
+def ray_ends() -> Iterator[None]:
+    """Whatever Ray this process has joined at the end of the session is left, and stopped if it was its own."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 1024 * 1024,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(ray_ends: None) -> None:
+    """One local Ray with two processors for all tests that ask for it; kept from module to module.
+
+    A module with a cluster of its own takes its place; after that it is started anew.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 1024 * 1024,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
 
 
 @pytest.fixture(scope="session")

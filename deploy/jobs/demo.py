@@ -17,6 +17,7 @@ from deploy.console import Console, duration, size
 from deploy.entry import main
 from deploy.jobs.ask import objects_of
 from deploy.jobs.train import overrides_of
+from deploy.lasting import refuse_lost
 from deploy.options import examples, json_option
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def command(console: Console, folder: Path | None, full: bool, fresh: bool, sett
     A few minutes on two cores. A demo that was interrupted goes on; one that is done only evaluates and asks again.
     """
     demo = _Demo(console=console, folder=folder or Path("runs/demo-full" if full else "runs/demo"))
+    refuse_lost({"--dir": str(demo.folder)})
     if fresh:
         for left in (demo.memory, demo.run):
             shutil.rmtree(left, ignore_errors=True)

@@ -8,6 +8,7 @@ import click
 
 from deploy.console import Console, duration, size
 from deploy.entry import main
+from deploy.lasting import refuse_lost
 from deploy.options import backend_option, examples, json_option, memory_option, workers_option
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def command(
     """
     from pipeline.ingest import ingest
 
+    refuse_lost({"--memory": url})
     summary = ingest(
         sources,
         url,

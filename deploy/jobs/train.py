@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from deploy.console import Console, duration
 from deploy.entry import main
+from deploy.lasting import refuse_lost
 from deploy.options import examples, json_option
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ __all__ = ["command", "overrides_of"]
         "hmn train runs/short/config.toml --resume",
     ),
 )
-@click.argument("config_path", metavar="CONFIG.toml", type=click.Path())
+@click.argument("config_path", metavar="[CONFIG.toml]", type=click.Path(), required=False)
+@click.option("--config", "config_option", metavar="FILE", type=click.Path(), help="The same as CONFIG.toml.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a setting; repeatable.")
 @click.option("--memory", "url", metavar="URL", help="Short for --set memory.url=URL.")
 @click.option("--run", "run_dir", metavar="DIR", help="Short for --set run_dir=DIR.")
@@ -34,19 +38,36 @@ __all__ = ["command", "overrides_of"]
 @json_option
 @click.pass_obj
 def command(
-    console: Console, config_path: str, settings: tuple[str, ...], url: str | None, run_dir: str | None, resume: bool
+    console: Console,
+    config_path: str | None,
+    config_option: str | None,
+    settings: tuple[str, ...],
+    url: str | None,
+    run_dir: str | None,
+    resume: bool,
 ) -> None:
     """Train the model that CONFIG.toml describes; ingests its facts first where there is no memory yet.
 
     A run that was interrupted goes on with --resume, to the same result as if nothing had happened. The settings are
-    listed in docs/configuration.md.
+    listed in docs/configuration.md. deploy/configs/*.toml are found wherever hmn is installed.
     """
     from trainer.config import load_config
     from trainer.loop import train
 
-    config = load_config(config_path, overrides_of(settings, url, run_dir))
+    path = config_path or config_option
+    if path is None or (config_path and config_option):
+        raise click.UsageError("expected one configuration file, as CONFIG.toml or with --config")
+    config = load_config(_shipped(path) or path, overrides_of(settings, url, run_dir))
+    refuse_lost({"--run": config.run_dir, "--memory": config.memory.url})
     result = train(config, resume=resume, progress=console.progress)
     console.result(result, lambda: show_run(console, result))
+
+
+def _shipped(path: str) -> str | None:
+    """deploy/configs/NAME.toml, from wherever hmn is installed, for a job that runs in another folder."""
+    shipped = Path(str(files("deploy"))) / "configs" / Path(path).name
+    asked = Path(path).parent == Path("deploy/configs") and not Path(path).exists()
+    return str(shipped) if asked and shipped.is_file() else None
 
 
 def overrides_of(settings: tuple[str, ...], url: str | None = None, run_dir: str | None = None) -> list[str]:

@@ -129,8 +129,14 @@ def test_a_named_memory_is_shared_and_refuses_other_options(url: str) -> None:
                 pids = [line.pid for line in first.stats().shards]
                 assert [line.pid for line in second.stats().shards] == pids
             assert first.search(np.ones((1, DIM))).coverage == 1.0, "closing one user's end leaves the others served"
-            with pytest.raises(VersionMismatch, match="already running with"):
+            with pytest.raises(VersionMismatch, match=r"threads=1 instead of 2; .* `hmn cluster stop shared`"):
                 open_memory(url, shards=2, backend="ray", name="shared", threads=2)
+            with pytest.MonkeyPatch.context() as job:
+                job.setattr("memory_store.actors.code_version", lambda: "0.2.0+0123456789ab")
+                with pytest.raises(
+                    VersionMismatch, match=r"code of this job, 0\.2\.0\+0123456789ab, found .* stop it with"
+                ):
+                    open_memory(url, shards=2, backend="ray", name="shared")
         with open_memory(url, shards=2, backend="ray", name="shared") as third:
             assert [line.pid for line in third.stats().shards] == pids, "the shards outlive their first user"
     finally:

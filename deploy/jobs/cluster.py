@@ -1,0 +1,125 @@
+"""`hmn cluster`: what runs in a Ray cluster, and an end to a memory that was left running there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.console import Console, size
+from deploy.entry import main
+from deploy.options import examples, json_option
+from memory_store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deploy.ray_cluster import ClusterStatus, NodeLine, ShardLine
+
+__all__ = ["command"]
+
+
+@click.group(
+    "cluster",
+    short_help="What runs in a Ray cluster.",
+    epilog=examples(
+        "hmn cluster status",
+        "RAY_ADDRESS=10.0.0.1:6379 hmn cluster status --json",
+        "hmn cluster stop geonames",
+    ),
+)
+def command() -> None:
+    """Look at the Ray cluster of RAY_ADDRESS, or at the one that runs on this machine, and at the memories in it."""
+
+
+@command.command("status", epilog=examples("hmn cluster status", "hmn cluster status --json"))
+@json_option
+@click.pass_obj
+def status(console: Console) -> None:
+    """Nodes, and the shards of every memory that is open in the cluster: generation, rows, memory, node, code.
+
+    A shared memory that runs other code than yours cannot be used by your jobs; it is marked.
+    """
+    from deploy.ray_cluster import read_cluster
+
+    found = read_cluster()
+    console.result(found, lambda: _show(console, found))
+
+
+@command.command("stop", epilog=examples("hmn cluster stop geonames"))
+@click.argument("name")
+@json_option
+@click.pass_obj
+def stop(console: Console, name: str) -> None:
+    """End the shards of the memory that is shared under NAME, whoever started it; its files stay as they are.
+
+    Jobs that still use it fail with one line. A job that opens it by this name again starts it afresh.
+    """
+    from memory_store.actors import stop_named
+    from memory_store.ray_session import ensure_ray
+
+    ensure_ray(join="auto")
+    stopped = stop_named(name)
+    if not stopped:
+        raise ConfigError(f"expected the name of a memory that runs here, found {name!r}; see `hmn cluster status`")
+    console.result(
+        {"name": name, "shards": stopped}, lambda: console.write(f"Stopped {stopped} shards of the memory {name!r}.")
+    )
+
+
+def _show(console: Console, found: ClusterStatus) -> None:
+    alive = [line for line in found.nodes if line.alive]
+    gone = len(found.nodes) - len(alive)
+    held: dict[str, list[ShardLine]] = {line.node: [] for line in alive}
+    for shard in found.shards:
+        held.setdefault(shard.node, []).append(shard)
+    console.table(
+        ("node", "address", "CPUs", "GPUs", "memory for Ray", "shards", "their memory"),
+        [_node(line, held[line.node]) for line in alive],
+        notes=[f"{gone} node{'s'[: gone > 1]} gone"] if gone else [],
+    )
+    console.write()
+    if not found.shards:
+        console.write("No memory is open on Ray here.")
+        return
+    where = {line.node: line.address for line in found.nodes}
+    console.table(
+        ("memory", "shard", "state", "generation", "rows", "mapped", "process", "pid", "on"),
+        [_shard(line, where) for line in found.shards],
+    )
+    for memory in sorted({line.memory for line in found.shards if line.code and not line.same_code}):
+        console.write(
+            f"{memory or 'A memory of one job'} runs other code than this ({found.code}); jobs of this code are refused"
+        )
+
+
+def _node(line: NodeLine, shards: list[ShardLine]) -> tuple[object, ...]:
+    resident = sum(shard.resident_bytes for shard in shards)
+    return (
+        f"{line.node[:8]}{' (head)' if line.head else ''}",
+        line.address,
+        int(line.cpus),
+        int(line.gpus),
+        size(line.memory_bytes),
+        len(shards),
+        size(resident),
+    )
+
+
+def _shard(line: ShardLine, where: dict[str, str]) -> tuple[object, ...]:
+    name = line.memory or "(one job's)"
+    if not line.num_shards:
+        return (name, "-", line.state, None, None, "-", "-", None, "-")
+    return (
+        f"{name} {line.url}",
+        f"{line.shard} of {line.num_shards}, {line.index}",
+        line.state,
+        line.generation,
+        line.rows,
+        size(line.bytes),
+        size(line.resident_bytes),
+        line.pid,
+        f"{line.node[:8]} {where.get(line.node, '')}",
+    )
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,201 @@
+"""Launcher files, Kubernetes manifests and the Dockerfile: held against their schemas, and against one another."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from deploy.cli import hmn
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEPLOY = REPOSITORY / "deploy"
+LAUNCHERS = sorted(DEPLOY.glob("cluster*.yaml"))
+MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def shell_lines(config: dict[str, Any]) -> list[str]:
+    return [line for key, lines in config.items() if key.endswith("_commands") for line in lines]
+
+
+def test_there_is_a_launcher_file_for_every_provider_and_a_manifest_of_every_kind() -> None:
+    assert sorted(read(path)["provider"]["type"] for path in LAUNCHERS) == ["aws", "gcp", "local"]
+    assert sorted(read(path)["kind"] for path in MANIFESTS) == ["RayCluster", "RayJob", "RayService"]
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_a_launcher_file_is_what_ray_up_takes(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(read(path))  # fills in the provider's defaults, as `ray up` does before it looks
+    validate_config(config)
+    for start in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert all("RAY_AUTH_MODE=token ray st" in line for line in config[start]), "a cluster without a token is open"
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1], "jobs are submitted there"
+    assert "~/.ray/auth_token" in config["file_mounts"]
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_a_misspelt_key_of_a_launcher_file_is_refused(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minuets"):
+        validate_config(prepare_config(read(path) | {"idle_timeout_minuets": 5}))
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_every_command_of_a_launcher_file_is_shell(path: Path) -> None:
+    for line in shell_lines(read(path)):
+        assert shlex.split(line), line
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_a_launcher_file_brings_the_code_or_an_image_that_holds_it(path: Path) -> None:
+    config = read(path)
+    mounted = {
+        local: remote for remote, local in config["file_mounts"].items() if not local.startswith(("~/.ray", "/"))
+    }
+    assert all((REPOSITORY / local).exists() for local in mounted)
+    if "docker" not in config:
+        assert {"deploy", "memory_store", "pipeline", "trainer", "pyproject.toml", "requirements.lock"} <= set(mounted)
+
+
+def test_a_script_that_ray_submit_copied_to_the_head_runs_there_also_beside_others(tmp_path: Path) -> None:
+    for name in ("train.py", "inspect.py"):  # the second hides a module of Python's library from scripts beside it
+        shutil.copy(DEPLOY / "jobs" / name, tmp_path)
+    exports = next(line for line in read(DEPLOY / "cluster.yaml")["setup_commands"] if "export" in line)
+    safe = dict(re.findall(r"(PYTHONSAFEPATH)=(\d)", exports))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "train.py"), "--help"],
+        env=os.environ | safe | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+
+
+def schema() -> Any:
+    return read(Path(__file__).parent / "kuberay.schema.yaml")
+
+
+def cluster_of(manifest: dict[str, Any]) -> Any:
+    spec = manifest["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_manifest_is_what_kuberay_takes(path: Path) -> None:
+    manifest = read(path)
+    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.validate(manifest, schema(), jsonschema.Draft202012Validator)
+    cluster = cluster_of(manifest)
+    assert cluster["rayVersion"] == version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in (group["template"]["spec"] for group in pods):
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["resources"]["limits"] == container["resources"]["requests"], "Ray counts on all of it"
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["spec", "authOption"], {"mode": "token"}),
+        (["spec", "headGroupSpec", "template", "spec", "securityContext", "runAsNonRoot"], False),
+        (["spec", "workerGroupSpecs", 0, "replica"], 1),
+        (["spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0, "env"], [{"name": "T", "value": "x"}]),
+        (["apiVersion"], "ray.io/v1alpha1"),
+    ],
+)
+def test_the_schema_refuses_a_manifest_that_is_wrong(place: list[Any], value: Any) -> None:
+    manifest = read(DEPLOY / "kuberay" / "cluster.yaml")
+    jsonschema.validate(manifest, schema(), jsonschema.Draft202012Validator)
+    within = manifest
+    for step in place[:-1]:
+        within = within[step]
+    within[place[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(manifest, schema(), jsonschema.Draft202012Validator)
+
+
+def test_the_job_runs_a_command_that_exists_with_options_that_it_takes() -> None:
+    entrypoint = shlex.split(read(DEPLOY / "kuberay" / "train.yaml")["spec"]["entrypoint"])
+    assert entrypoint[:3] == ["python", "-m", "deploy.jobs.train"]
+    context = hmn.commands["train"].make_context("train", entrypoint[3:])
+    assert (REPOSITORY / context.params["config_option"]).is_file()
+    workers = cluster_of(read(DEPLOY / "kuberay" / "train.yaml"))["workerGroupSpecs"][0]
+    cores = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert read(DEPLOY / "kuberay" / "train.yaml")["spec"]["entrypointNumCpus"] <= cores, "or it is never placed"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, when Ray Serve's schemas load
+def test_the_service_is_an_application_that_ray_serve_takes() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from deploy.serve.build import ServiceArgs, app
+    from deploy.serve.replica import APP_NAME
+
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load(read(DEPLOY / "kuberay" / "serve.yaml")["spec"]["serveConfigV2"])
+    )
+    (application,) = config.applications
+    assert application.import_path == f"{app.__module__}:{app.__name__}"
+    ServiceArgs.model_validate(application.args)
+    assert [deployment.name for deployment in application.deployments] == [APP_NAME]
+
+
+def instructions() -> list[tuple[str, str]]:
+    joined = re.sub(r"\\\n", " ", "\n".join(line for line in DOCKERFILE.splitlines() if not line.startswith("#")))
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def test_the_image_is_built_in_stages_and_runs_as_somebody_else_than_root() -> None:
+    known = {"ARG", "CMD", "COPY", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
+    assert {word for word, _ in instructions()} <= known
+    stages = [rest for word, rest in instructions() if word == "FROM"]
+    assert [stage.split(" AS ")[1] for stage in stages] == ["build", "run"]
+    assert all(re.fullmatch(r"python:3\.\d+-slim-\w+ AS \w+", stage) for stage in stages), "pinned, never `latest`"
+    (user,) = (rest for word, rest in instructions() if word == "USER")
+    assert int(user) > 0, "a number: Kubernetes cannot tell whether a name is root"
+    assert f"--uid {user} " in DOCKERFILE
+    pod = cluster_of(read(DEPLOY / "kuberay" / "cluster.yaml"))["headGroupSpec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsUser"] == int(user)
+
+
+def test_the_image_is_built_from_files_that_exist_and_that_the_build_sees() -> None:
+    seen = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [
+        source
+        for word, rest in instructions()
+        if word == "COPY" and "--from" not in rest
+        for source in rest.split()[:-1]
+    ]
+    assert set(copied) == seen
+    assert all((REPOSITORY / source).exists() for source in copied)
+
+
+def test_no_file_of_a_cluster_holds_a_secret() -> None:
+    for path in [*LAUNCHERS, *MANIFESTS, DEPLOY / "Dockerfile"]:
+        for line in path.read_text().splitlines():
+            assert not re.search(r"(?i)(token|password|secret|key)\s*[:=]\s*['\"]?[A-Za-z0-9+/_-]{16,}", line), line
