@@ -128,7 +128,7 @@ def _embed_part(storage: Storage, claim: _Claim, part: Part, encode: Encode) -> 
         if blocks[-1].shape[1] != blocks[0].shape[1]:
             raise DimensionMismatch(f"expected vectors of dimension {blocks[0].shape[1]}, found {blocks[-1].shape[1]}")
     fact_id_N = fact_ids_of(facts)
-    vectors_ND = stored_vectors(np.concatenate(blocks), blocks[0].shape[1], claim.dtype)
+    vectors_ND = np.concatenate(blocks)
     embedded = _Embedded(
         max_norm=max_norm(vectors_ND, fact_id_N), part=write_part(storage, path, vectors_table(fact_id_N, vectors_ND))
     )

@@ -29,7 +29,7 @@ __all__ = ["command"]
 @click.option("--facts", type=float, required=True, metavar="N", help="How many facts; 1e6 is fine.")
 @click.option("--dim", type=click.IntRange(min=1), required=True, metavar="D", help="Dimension of the vectors.")
 @click.option("--shards", type=click.IntRange(min=1), help="Default: what is advised.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--index", default="exact", show_default=True, help="As `hmn indexes` lists them.")
 @click.option("--feature-bits", type=click.IntRange(4, 31), default=19, show_default=True, help="Of the model.")
 @click.option("--cores", type=click.IntRange(min=1), help="Plan for another machine; default: this one.")
@@ -42,7 +42,7 @@ def command(
     facts: float,
     dim: int,
     shards: int | None,
-    dtype: Literal["float32", "float16"],
+    dtype: Literal["float32", "float16", "bfloat16"],
     index: str,
     feature_bits: int,
     cores: int | None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from memory_store.mips.base import SavedArrays, ShardVectors
 from memory_store.mips.bounds import GroupBounds
 from memory_store.mips.workers import Workers
+from memory_store.vectors import widened
 
 # N rows, padded to a multiple of GROUP_ROWS; n rows and g groups in a block, G groups in all, D dimension
 
@@ -51,6 +52,8 @@ def copy_rows(vectors: ShardVectors, start: int, scale: float, out_nD: NDArray[n
         if at >= stop:
             break
         piece_nD = chunk[at - chunk_start : stop - chunk_start]
+        if piece_nD.dtype == np.uint16:  # the bits of bfloat16
+            piece_nD = widened(piece_nD)
         np.multiply(piece_nD, factor, out=out_nD[at - start : at - start + len(piece_nD)], dtype=np.float32)
         at += len(piece_nD)
     out_nD[stop - start :] = out_nD[stop - start - 1]
