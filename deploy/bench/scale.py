@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from deploy.bench.process_memory import run_measured
-from deploy.bench.scale_report import Record, exponents, read_records, tables, write_charts
+from deploy.bench.scale_report import Record, exponents, fill_page, read_records, tables, write_charts
 from deploy.console import Console
 from deploy.options import examples, json_option
 from memory_store.errors import ConfigError, HmnError
@@ -42,13 +42,16 @@ Measured = tuple[list[dict[str, object]], int]
 def plan_cases(
     sizes: Sequence[int], shards: Sequence[int], kinds: Sequence[str], *, threads: int, dim: int, dtype: str
 ) -> list[dict[str, object]]:
-    """The cases in an order in which each finds what it needs, smallest sizes first; pure."""
+    """The cases in an order in which each finds what it needs, smallest sizes first; pure.
+
+    shards: of the kinds that are measured at several numbers of them; the others have one.
+    """
     return [
         {"kind": kind, "facts": facts, "shards": number, "threads": threads, "dim": dim, "dtype": dtype}
         for facts in sorted(sizes)
         for kind in KINDS
         if kind in kinds
-        for number in (shards if kind in _SHARDED else shards[:1])
+        for number in (shards if kind in _SHARDED else (1,))
     ]
 
 
@@ -168,6 +171,9 @@ def _numbers(text: str, option: str) -> list[int]:
 )
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the memories here, for another run to use.")
 @click.option("--charts", type=click.Path(path_type=Path), help="Write the charts to this folder, as SVG.")
+@click.option(
+    "--page", type=click.Path(path_type=Path, dir_okay=False), help="Put the tables into this Markdown file's places."
+)
 @json_option
 @click.pass_obj
 def command(
@@ -181,6 +187,7 @@ def command(
     results: Path,
     folder: Path | None,
     charts: Path | None,
+    page: Path | None,
 ) -> None:
     """Measure ingest, embed, write, open, exact and ivf search, re-index and a training step at every size.
 
@@ -198,6 +205,8 @@ def command(
     records = run_scale_bench(results, cases, folder=folder, progress=console.progress)
     if charts is not None:
         write_charts(records, charts)
+    if page is not None:
+        page.write_text(fill_page(page.read_text(encoding="utf-8"), tables(records)), encoding="utf-8")
     fitted = {name: asdict(law) for name, law in exponents(records).items()}
     console.result(
         {"records": records, "exponents": fitted}, lambda: console.write("\n\n".join(tables(records).values()))

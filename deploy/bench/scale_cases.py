@@ -1,6 +1,7 @@
 """What `hmn bench scale` runs, one case in one process: it builds on the memories that the cases before it left."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +151,7 @@ def _blocks(case: Case) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]
 
 
 def _write(case: Case, folder: Path, stages: _Stages) -> None:
+    shutil.rmtree(folder / "vectors", ignore_errors=True)  # what a stopped run left
     made_s = 0.0
     with stages.measured("write") as figures:
         with MemoryWriter(str(folder / "vectors"), dim=case.dim, dtype=case.dtype) as writer:
@@ -265,6 +267,7 @@ def _ingest(case: Case, folder: Path, stages: _Stages) -> None:
     from deploy.bench.step_models import Generated
     from pipeline.ingest import ingest
 
+    shutil.rmtree(folder / "text", ignore_errors=True)
     triples, names = folder / "facts.tsv", folder / "names.tsv"
     Generated.write(case.facts, triples, names, seed=0)
     try:
@@ -278,10 +281,15 @@ def _ingest(case: Case, folder: Path, stages: _Stages) -> None:
 
 
 def _embed(case: Case, folder: Path, stages: _Stages) -> None:
+    from memory_store.errors import HmnError
+    from memory_store.manifest import read_manifest
+    from memory_store.storage import Storage
     from pipeline.embed import embed
     from trainer.refresh import FactEmbedder
 
     encoder = _encoder(case, seed=0)
+    if read_manifest(Storage(str(folder / "text"))).vectors:
+        raise HmnError(f"the memory in {folder} is embedded already, by a run that was stopped; delete the folder")
     with stages.measured("embed"):
         embed(
             str(folder / "text"),

@@ -8,10 +8,11 @@ from typing import Any
 
 from deploy.bench.fit import PowerLaw, fit_power_law
 from deploy.console import duration, size
+from memory_store.errors import ConfigError
 from trainer.report.style import STYLE
 from trainer.report.svg import Series, line_chart
 
-__all__ = ["Record", "exponents", "points_of", "read_records", "tables", "write_charts"]
+__all__ = ["Record", "exponents", "fill_page", "points_of", "predicted", "read_records", "tables", "write_charts"]
 
 _PER_FACT = ("ingest", "embed", "write", "re-index")  # their rate is what people ask for
 _CHARTS = {
@@ -56,14 +57,46 @@ def points_of(records: Iterable[Record], stage: str, value: str = "cpu_s") -> li
     return sorted(found.items())
 
 
-def exponents(records: Sequence[Record]) -> dict[str, PowerLaw]:
-    """The power law of every stage that was measured at two sizes or more, in processor seconds."""
+def exponents(records: Sequence[Record], value: str = "cpu_s") -> dict[str, PowerLaw]:
+    """The power law of every stage that was measured at two sizes or more, in processor seconds or in `wall_s`."""
     laws = {}
     for stage in _stage_names(records):
-        points = [(facts, cost) for facts, cost in points_of(records, stage) if cost > 0]
+        points = [(facts, cost) for facts, cost in points_of(records, stage, value) if cost > 0]
         if len(points) > 1:
             laws[stage] = fit_power_law(points)
     return laws
+
+
+def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str) -> dict[str, float]:
+    """Seconds that each stage will take for so many facts, by what was measured with this dimension and dtype, at one
+    shard: along the line between the two measured sizes around it, or beyond them along that of the nearest two.
+
+    ConfigError where nothing of the kind was measured at two sizes.
+    """
+    alike = [record for record in records if (record.case["dim"], record.case["dtype"]) == (dim, dtype)]
+    found = {}
+    for stage in _stage_names(alike):
+        points = [(size, cost) for size, cost in points_of(alike, stage, "wall_s") if cost > 0]
+        if len(points) > 1:
+            above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
+            found[stage] = fit_power_law(points[above - 1 : above + 1]).at(facts)
+    if not found:
+        measured = sorted({f"{record.case['dim']} {record.case['dtype']}" for record in records})
+        raise ConfigError(
+            f"expected measurements of two sizes with D = {dim} and {dtype}, found {', '.join(measured) or 'none'}; "
+            "make them with `hmn bench scale`"
+        )
+    return found
+
+
+def fill_page(text: str, made: Mapping[str, str]) -> str:
+    """The text with every table between `<!-- scale: NAME -->` and `<!-- end -->` replaced by the one of that name."""
+    for name, table in made.items():
+        start = text.find(f"<!-- scale: {name} -->")
+        end = text.find("<!-- end -->", start)
+        if start >= 0 and end >= 0:
+            text = f"{text[:start]}<!-- scale: {name} -->\n\n{table}\n\n{text[end:]}"
+    return text
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:

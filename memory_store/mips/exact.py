@@ -31,11 +31,9 @@ _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and 
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
 _MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
-_LARGEST_COPY_BYTES = 2
-_BOUND_BYTES = 1.5  # per row: three float64 bounds for each group of 16
-_SAVED_VALUES = (
-    2**27
-)  # 1M rows of 128: from here on, reading the copy again is worth a file a quarter the vectors' size
+_BOUND_BYTES = (3 * 4 + 2 * 4 + 3 * 8) / GROUP_ROWS  # per row: of both scans in float32, and as they are saved
+_WORKSPACE_BYTES = (1 + 1 / BAND_GROUPS) * 4 * MOST_COLUMNS / GROUP_ROWS  # per row: what one search writes and reads
+_SAVED_VALUES = 2**27  # 1M rows of 128: from here on, a file of a quarter of the vectors' size is worth it
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
 
 
@@ -70,9 +68,11 @@ class ExactIndex:
         self._vectors = vectors
         self._workers = workers
         self._scans: dict[str, BlockScan] = {}
-        self._encoded: tuple[Tensor | None, GroupBounds] | None = None
+        self._saved: SavedArrays | None = None
         if plan.needs_scan:
-            copy_ND, bounds = self._encoded = encoded or encode(vectors, plan.copy, workers)
+            copy_ND, bounds = encoded or encode(vectors, plan.copy, workers)
+            if vectors.num_rows * vectors.dim >= _SAVED_VALUES:
+                self._saved = saved_copy(copy_ND, bounds)
             if plan.copy is not None and copy_ND is not None:
                 self._scans[plan.copy] = CopyScan(plan.copy, copy_ND, bounds)
             self._scans["float32"] = StoredScan(vectors, bounds)
@@ -85,14 +85,14 @@ class ExactIndex:
     @property
     def nbytes(self) -> int:
         workspace = self._idle_workspace
-        return sum(scan.nbytes for scan in self._scans.values()) + (workspace.nbytes if workspace is not None else 0)
+        bounds = [] if self._saved is None else [self._saved[name].nbytes for name in ("scale", "residual", "norm")]
+        scans = (scan.nbytes for scan in self._scans.values())
+        return sum(scans) + sum(bounds) + (workspace.nbytes if workspace is not None else 0)
 
     @property
     def saved_arrays(self) -> SavedArrays | None:
         """The copy and its bounds; None where they are computed as quickly as they would be read."""
-        if self._encoded is None or self._vectors.num_rows * self._vectors.dim < _SAVED_VALUES:
-            return None
-        return saved_copy(*self._encoded)
+        return self._saved
 
     @property
     def counts(self) -> SearchCounts:
@@ -239,9 +239,13 @@ def _plan(vectors: ShardVectors, options: Mapping[str, str]) -> ScanPlan:
     return PRECISIONS[scan if is_sound(scan, vectors.dim) else "float32"]
 
 
-def exact_bytes(_spec: IndexSpec, rows: int, dim: int) -> int:
-    """What the index will hold, at most: its copy is int8 or bfloat16, whichever scans faster here."""
-    return math.ceil(rows * (dim * _LARGEST_COPY_BYTES + _BOUND_BYTES))
+def exact_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """What the index will hold once it has searched a large batch: its copy, in what this processor scans fastest, the
+    bounds of the proof, and the workspace of one search at a time."""
+    scan = spec.options.get("scan", "auto")
+    copy = (measured_plan(rows, dim) if scan == "auto" else PRECISIONS.get(scan, PRECISIONS["bfloat16"])).copy
+    copy_bytes = 0 if copy is None else COPY_DTYPES[copy].itemsize
+    return math.ceil(padded(rows) * (dim * copy_bytes + _BOUND_BYTES + _WORKSPACE_BYTES))
 
 
 def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:

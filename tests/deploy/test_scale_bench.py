@@ -10,7 +10,17 @@ import pytest
 from deploy.bench.fit import fit_power_law
 from deploy.bench.scale import plan_cases, run_scale_bench
 from deploy.bench.scale_cases import CASES, Case, block_of, queries_of, run_case
-from deploy.bench.scale_report import Record, exponents, points_of, read_records, tables, write_charts
+from deploy.bench.scale_report import (
+    Record,
+    exponents,
+    fill_page,
+    points_of,
+    predicted,
+    read_records,
+    tables,
+    write_charts,
+)
+from memory_store.errors import ConfigError
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.7])
@@ -110,6 +120,28 @@ def test_tables_and_charts_show_what_was_measured(tmp_path: Path) -> None:
     charts = write_charts(records, tmp_path)
     assert [path.name for path in charts] == ["scale-building.svg", "scale-searching.svg"]
     assert "logarithmic" in charts[0].read_text()
+
+
+def test_a_plan_follows_what_was_measured_around_its_size(tmp_path: Path) -> None:
+    records = [made("embed", facts, 1, "embed", 1.0) for facts in (10**5, 10**6, 10**7)]
+    for record, wall_s in zip(records, (1.0, 10.0, 200.0), strict=True):
+        record.case.update(dim=8, dtype="float32")  # type: ignore[attr-defined]
+        record.stages[0]["wall_s"] = wall_s  # type: ignore[index]
+    assert predicted(records, 300_000, 8, "float32")["embed"] == pytest.approx(3)
+    assert predicted(records, 10**7, 8, "float32")["embed"] == pytest.approx(200)
+    assert predicted(records, 10**8, 8, "float32")["embed"] == pytest.approx(4000), "beyond, it goes on as it was"
+    assert predicted(records, 1000, 8, "float32")["embed"] == pytest.approx(0.01)
+    with pytest.raises(
+        ConfigError, match="expected measurements of two sizes with D = 16 and float32, found 8 float32"
+    ):
+        predicted(records, 1000, 16, "float32")
+
+
+def test_tables_go_into_the_places_of_a_page_and_nothing_else_changes() -> None:
+    page = "a\n<!-- scale: time -->\n\nold\n\n<!-- end -->\nb\n<!-- scale: memory -->\n<!-- end -->\n"
+    filled = fill_page(page, {"time": "new", "other": "?"})
+    assert filled == "a\n<!-- scale: time -->\n\nnew\n\n<!-- end -->\nb\n<!-- scale: memory -->\n<!-- end -->\n"
+    assert fill_page(filled, {"time": "new"}) == filled
 
 
 def test_a_case_can_be_written_down_and_read_again() -> None:
