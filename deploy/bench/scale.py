@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -119,8 +119,8 @@ def in_a_process(case: dict[str, object], at: Path) -> Measured:
     return stages, peak
 
 
-def _key(case: dict[str, object]) -> str:
-    return json.dumps(case, sort_keys=True)
+def _key(case: Mapping[str, object]) -> str:
+    return json.dumps(dict(case), sort_keys=True)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def _never_written(array: NDArray[Any]) -> Tensor:
     """A tensor over read-only memory, without torch's warning that it could be written: nobody writes to the copy."""
     memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
     memory.of = array  # type: ignore[attr-defined]  # the memory must not go before the tensor does
-    return torch.from_numpy(np.frombuffer(memory, dtype=array.dtype).reshape(array.shape))
+    return torch.from_numpy(np.frombuffer(memoryview(memory).cast("B"), dtype=array.dtype).reshape(array.shape))
 
 
 def _encode_block(
