@@ -15,7 +15,7 @@ from memory_store.placement import place
 __all__ = ["Machine", "Plan", "ShardNeed", "plan_memory"]
 
 GIB = 2**30
-VALUE_BYTES = {"float32": 4, "float16": 2}
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ID_BYTES = 3 * 8  # a shard keeps its ids in row order, its ids sorted, and the row of each sorted id
 RESIDENT_GENERATIONS = 2  # while the next generation loads, the one being served stays
 FACT_BYTES = 400  # one name and a few objects, features included; names in many scripts make it up to five times that
@@ -83,7 +83,7 @@ def plan_memory(
     dim: int,
     machine: Machine,
     shards: int | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     index: str = "exact",
     feature_bits: int = 19,
 ) -> Plan:

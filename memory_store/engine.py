@@ -19,6 +19,7 @@ from memory_store.policy import Partial
 from memory_store.reindex import recall_of
 from memory_store.storage import Storage
 from memory_store.topk import PartialTopK, merge
+from memory_store.vectors import widened
 
 # B sample queries, K slots, D dimension
 
@@ -120,6 +121,6 @@ def _sample(storage: Storage, manifest: Manifest) -> NDArray[np.float32]:
     passed = 0
     for table in scan_vectors(storage, manifest):
         rows = np.arange(-passed % step, table.num_rows, step)
-        pieces.append(vectors_of(table)[rows].astype(np.float32))
+        pieces.append(widened(vectors_of(table)[rows]))
         passed += table.num_rows
     return np.ascontiguousarray(np.concatenate(pieces)[:_SAMPLE_QUERIES])

@@ -12,6 +12,7 @@ from memory_store.manifest import Change, Manifest, Part, RestoreContent, read_m
 from memory_store.parts import FACTS_SCHEMA, dead_rows, fact_ids_of, live_rows, open_part, vectors_of
 from memory_store.storage import Storage
 from memory_store.upkeep import pin, unpin
+from memory_store.vectors import widened
 from memory_store.writes import commit_change
 
 # N rows of one side that the other side does not have, C facts that both sides have in different rows
@@ -125,7 +126,7 @@ class _Side:
         """Their vectors [C, D], in the order asked."""
         vectors_CD = np.empty((len(ids_C), self._manifest.dim), dtype=np.float32)
         for number, positions, rows in self._by_part(ids_C):
-            vectors_CD[positions] = vectors_of(self._open(self._manifest.vectors[number]))[rows]
+            vectors_CD[positions] = widened(vectors_of(self._open(self._manifest.vectors[number]))[rows])
         return vectors_CD
 
     def _by_part(self, ids_C: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:

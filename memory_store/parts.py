@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from memory_store.errors import CorruptFile, NoVectors
 from memory_store.manifest_format import Manifest, Part
 from memory_store.storage import Storage
-from memory_store.vectors import DTYPES, StoredVectors
+from memory_store.vectors import DTYPES, StoredVectors, dtype_name
 
 # N rows, D dimension
 
@@ -64,13 +64,13 @@ TOMBSTONES_SCHEMA = pa.schema(
 
 _ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 _GATHERED_BYTES = 1 << 16
-_ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
-_DTYPE_NAMES = {pa.float32(): "float32", pa.float16(): "float16"}
+_ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "bfloat16": pa.uint16()}  # Arrow has no bfloat16
+_DTYPE_NAMES = {kind: name for name, kind in _ARROW_TYPES.items()}
 _RESTORE = "restore the file from a copy, or build the memory again"
 
 
 def vectors_schema(dim: int, dtype: str) -> pa.Schema:
-    """fact_id int64, vector fixed_size_list<dtype, dim>; no nulls in either."""
+    """fact_id int64, vector fixed_size_list<dtype, dim>; no nulls in either. bfloat16 is kept as its bits: uint16."""
     return pa.schema(
         [
             pa.field("fact_id", pa.int64(), nullable=False),
@@ -81,7 +81,7 @@ def vectors_schema(dim: int, dtype: str) -> pa.Schema:
 
 def vectors_table(fact_ids_N: NDArray[np.int64], vectors_ND: StoredVectors) -> pa.Table:
     """A table of vectors_schema around the arrays; nothing is copied when they are C-contiguous."""
-    schema = vectors_schema(vectors_ND.shape[1], str(vectors_ND.dtype))
+    schema = vectors_schema(vectors_ND.shape[1], dtype_name(vectors_ND))
     values = pa.array(vectors_ND.reshape(-1))
     vector = pa.FixedSizeListArray.from_arrays(values, type=schema.field("vector").type)
     return pa.Table.from_arrays([pa.array(fact_ids_N, type=pa.int64()), vector], schema=schema)
@@ -129,7 +129,7 @@ def open_part(storage: Storage, part: Part, schema: pa.Schema | None = None) -> 
 
 
 def vectors_of(table: pa.Table) -> StoredVectors:
-    """The vectors [N, D] of an opened part, float32 or float16, read-only; a view of the mapping, not a copy.
+    """The vectors [N, D] of an opened part, as stored, read-only; a view of the mapping, not a copy.
 
     Parts of several record batches, which we do not write, are copied together.
     """

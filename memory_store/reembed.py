@@ -18,7 +18,7 @@ from memory_store.manifest import Change, Manifest, Part, ReplaceVectors, read_m
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_table, write_part
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
-from memory_store.vectors import max_norm, stored_vectors
+from memory_store.vectors import StoredVectors, max_norm, stored_vectors
 from memory_store.writes import commit_change
 
 # N facts of a part, D dimension
@@ -128,7 +128,7 @@ def _embed_part(storage: Storage, claim: _Claim, part: Part, encode: Encode) -> 
         if blocks[-1].shape[1] != blocks[0].shape[1]:
             raise DimensionMismatch(f"expected vectors of dimension {blocks[0].shape[1]}, found {blocks[-1].shape[1]}")
     fact_id_N = fact_ids_of(facts)
-    vectors_ND = stored_vectors(np.concatenate(blocks), blocks[0].shape[1], claim.dtype)
+    vectors_ND: StoredVectors = np.concatenate(blocks)  # type: ignore[assignment]  # all blocks are of one type
     embedded = _Embedded(
         max_norm=max_norm(vectors_ND, fact_id_N), part=write_part(storage, path, vectors_table(fact_id_N, vectors_ND))
     )

@@ -63,8 +63,13 @@ class Rows:
         elif len(dead_M):
             ids_N = _with_stand_ins(ids_N, dead_M)
         self.vectors = ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim)
-        self._row_by_rank_N = np.argsort(ids_N, kind="stable")
-        self._sorted_ids_N = ids_N[self._row_by_rank_N]
+
+    @cached_property
+    def _by_id(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(ids in ascending order [N], the row of each [N]); sorted when first asked for, which searches never do."""
+        ids_N = self.vectors.fact_ids_N
+        row_by_rank_N = np.argsort(ids_N, kind="stable")
+        return ids_N[row_by_rank_N], row_by_rank_N
 
     @property
     def num_rows(self) -> int:
@@ -92,11 +97,12 @@ class Rows:
 
     def find(self, fact_ids_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(positions [F] in the request, rows [F] here) of the ids that are here, dead or alive."""
-        if len(self._sorted_ids_N) == 0:
+        if self.num_rows == 0:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        rank_C = np.searchsorted(self._sorted_ids_N, fact_ids_C).clip(max=len(self._sorted_ids_N) - 1)
-        positions_F = np.flatnonzero((self._sorted_ids_N[rank_C] == fact_ids_C) & (fact_ids_C >= 0))
-        return positions_F, self._row_by_rank_N[rank_C[positions_F]]
+        sorted_ids_N, row_by_rank_N = self._by_id
+        rank_C = np.searchsorted(sorted_ids_N, fact_ids_C).clip(max=len(sorted_ids_N) - 1)
+        positions_F = np.flatnonzero((sorted_ids_N[rank_C] == fact_ids_C) & (fact_ids_C >= 0))
+        return positions_F, row_by_rank_N[rank_C[positions_F]]
 
     def dead_here(self, dead: DeadRows) -> NDArray[np.int64]:
         """The numbers of the dead rows [M] within the slices, sorted."""

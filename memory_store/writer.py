@@ -53,8 +53,8 @@ class MemoryWriter:
     written. Memory stays bounded: parts are written while appending. Nothing appended: an existing memory stays as it
     is, a new one raises EmptyInput. The exit raises GenerationConflict if another writer committed since the entry.
 
-    url: a fsspec URL or path, or a Storage. dtype: "float32" or "float16", how vectors are stored. part_rows: the most
-    rows in a part file. note: kept in the generation's history.
+    url: a fsspec URL or path, or a Storage. dtype: "float32", "float16" or "bfloat16", how vectors are stored.
+    part_rows: the most rows in a part file. note: kept in the generation's history.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MemoryWriter:
         if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or dim < 1:
             raise ConfigError(f"expected dim to be a whole number of at least 1, found {dim!r}")
         if dtype not in DTYPES:
-            raise ConfigError(f"expected dtype float32 or float16, found {dtype!r}")
+            raise ConfigError(f"expected dtype float32, float16 or bfloat16, found {dtype!r}")
         if part_rows < 1:
             raise ConfigError(f"expected part_rows of at least 1, found {part_rows}")
         self._storage = url if isinstance(url, Storage) else Storage(url)

@@ -43,7 +43,7 @@ from memory_store.parts import (
     write_part,
 )
 from memory_store.storage import Storage
-from memory_store.vectors import StoredVectors, max_norm, stored_vectors
+from memory_store.vectors import StoredVectors, dtype_name, max_norm, stored_vectors
 from memory_store.writer import PART_ROWS, as_facts, check_fact_ids
 
 # N facts of a write, D dimension, C fact ids to locate
@@ -117,7 +117,7 @@ def upsert_facts(
             vectors=tuple(write.vectors_parts),
             tombstones=write.tombstones(current, fact_ids_N, places),
             dim=made_for.dim,
-            dtype=str(vectors_ND.dtype),
+            dtype=dtype_name(vectors_ND),
             max_norm=norm,
         )
 

@@ -17,7 +17,7 @@ from memory_store.manifest import Change, Manifest, Part, ReplaceVectors, curren
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_table, write_part
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
-from memory_store.vectors import DTYPES, max_norm, stored_vectors
+from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
 from memory_store.writes import commit_change
 from pipeline.staging import STAGING, remove_staging
 from pipeline.work import check_backend, run_steps
@@ -176,7 +176,7 @@ class _EmbedPart:
         storage.write_atomic(receipt, json.dumps({"part": asdict(written), "max_norm": largest}).encode())
         return _Embedded(part=written, max_norm=largest)
 
-    def _encode(self, facts: pa.Table) -> NDArray[np.float32] | NDArray[np.float16]:
+    def _encode(self, facts: pa.Table) -> StoredVectors:
         if self._encoder is None:  # made when the first part is missing: a rerun that has all parts needs none
             self._encoder = self._encoder_factory()
         vectors_ND = stored_vectors(self._encoder(facts), self._dim, self._dtype)

@@ -30,7 +30,7 @@ class MemoryConfig:
     backend: Literal["local", "ray"] = "local"
     shards: int = 1
     replicas: int = 1
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         at_least("memory.shards", self.shards, 1)

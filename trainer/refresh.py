@@ -25,12 +25,14 @@ _REMEMBERED_FACTS = 4_000_000  # about 1 GiB of features at the most; a larger m
 class FactEmbedder:
     """Facts tables to vectors by an encoder as it is now; remembers the features of parts it has seen.
 
-    member: the member of the encoder that is asked, or all.
+    member: the member of the encoder that is asked, or all. remember: of so many facts at most; 0 where every part is
+    seen once.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, *, remember: int = _REMEMBERED_FACTS) -> None:
         self.member: int | None = None
         self._encoder = encoder
+        self._remember = remember
         self._remembered: dict[str, FactFeatures] = {}
         self._facts = 0
 
@@ -45,12 +47,14 @@ class FactEmbedder:
         return fact_ND
 
     def _features(self, facts: pa.Table) -> FactFeatures:
+        if self._remember == 0:
+            return FactFeatures.from_table(facts)
         # Facts never change under their ids, so the ids say whether these features were read before.
         ids = np.ascontiguousarray(facts["fact_id"].to_numpy())
         key = xxhash.xxh3_128_hexdigest(ids.view(np.uint8).data)
         if key not in self._remembered:
             features = FactFeatures.from_table(facts)
-            if self._facts + len(features) > _REMEMBERED_FACTS:
+            if self._facts + len(features) > self._remember:
                 return features
             self._remembered[key] = features
             self._facts += len(features)

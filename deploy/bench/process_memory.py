@@ -5,19 +5,21 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psutil
 
-__all__ = ["run_measured"]
+__all__ = ["OwnMemory", "run_measured"]
 
 SAMPLE_EVERY_S = 2.0  # reading the maps of a large process takes the kernel a while
 
 
-def run_measured(args: Sequence[str], *, cwd: Path | None = None) -> tuple[int, int]:
+def run_measured(args: Sequence[str], *, cwd: Path | None = None, every_s: float = SAMPLE_EVERY_S) -> tuple[int, int]:
     """(exit status, peak bytes) of a command run to its end; all its output goes to our stderr.
 
     Peak: the largest sum, over the command and everything it started, of proportional set sizes (each page divided by
-    the processes that share it), sampled every two seconds. Where the kernel does not tell it, resident sizes are
+    the processes that share it), sampled every `every_s` seconds. Where the kernel does not tell it, resident sizes are
     added, which counts shared pages once for each process.
     """
     peak = 0
@@ -27,7 +29,7 @@ def run_measured(args: Sequence[str], *, cwd: Path | None = None) -> tuple[int, 
         def watch() -> None:
             nonlocal peak
             root = psutil.Process(process.pid)
-            while not ended.wait(SAMPLE_EVERY_S):
+            while not ended.wait(every_s):
                 peak = max(peak, _tree_bytes(root))
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -38,6 +40,42 @@ def run_measured(args: Sequence[str], *, cwd: Path | None = None) -> tuple[int, 
             ended.set()
             watcher.join()
     return status, peak
+
+
+class OwnMemory:
+    """The most memory this process held while the block ran, apart from files that it maps; sampled often.
+
+    Mapped pages are the system's: it drops them when memory is short, and reads them again. Linux only; 0 elsewhere.
+    """
+
+    def __init__(self, every_s: float = 0.02) -> None:
+        self.peak_bytes = 0
+        self._every_s = every_s
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._ended.clear()
+        self.peak_bytes = _anonymous_bytes()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._ended.set()
+        self._watcher.join()
+        self.peak_bytes = max(self.peak_bytes, _anonymous_bytes())
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self.peak_bytes = max(self.peak_bytes, _anonymous_bytes())
+
+
+def _anonymous_bytes() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = status.read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
 def _tree_bytes(root: psutil.Process) -> int:

@@ -37,7 +37,7 @@ from trainer.step import Optimizers, training_step
 
 # N facts, D dimension, B questions, K facts retrieved per question, C candidates of a batch, W words of a question
 
-__all__ = ["MODELS", "QUESTIONS", "Step", "Training"]
+__all__ = ["MODELS", "QUESTIONS", "Generated", "K", "Step", "Training", "default_step"]
 
 QUESTIONS, RELATIONS, K = 128, 1_837, 10
 VOCABULARY = 50_000  # words that names are made of
@@ -61,7 +61,7 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
     encoders = {way: make_encoder(ModelConfig(), seed) for way in ("k_mips", "full_softmax")}
     with tempfile.TemporaryDirectory() as folder:
         url, triples, names = str(Path(folder) / "memory"), Path(folder) / "facts.tsv", Path(folder) / "names.tsv"
-        asked = _Generated.write(facts, triples, names, seed)
+        asked = Generated.write(facts, triples, names, seed)
         ingest(str(triples), url, names=str(names), progress=progress)
         features = _all_features(url)
         for encoder in encoders.values():
@@ -75,7 +75,7 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
                 "full_softmax": _EveryFact(memory, encoders["full_softmax"], features),
             }
             ways = {
-                way: _default_step(encoder, sources[way], "union" if way == "k_mips" else "full", asked)
+                way: default_step(encoder, sources[way], "union" if way == "k_mips" else "full", asked)
                 for way, encoder in encoders.items()
             }
 
@@ -141,7 +141,7 @@ class _EveryFact:
         return self._all_ids
 
 
-def _default_step(encoder: Encoder, source: FactSource, candidates: CandidateRule, asked: "_Generated") -> Step:
+def default_step(encoder: Encoder, source: FactSource, candidates: CandidateRule, asked: "Generated") -> Step:
     settings = TrainConfig()
     optimizers = Optimizers(
         encoder,
@@ -170,7 +170,7 @@ def _default_step(encoder: Encoder, source: FactSource, candidates: CandidateRul
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Generated:
+class Generated:
     """Facts of generated names: subject s is "first last" and has two facts, of relation_S[s] and of the next one."""
 
     facts: int
@@ -180,17 +180,23 @@ class _Generated:
     relation_S: NDArray[np.int64]
 
     @classmethod
-    def write(cls, facts: int, triples: Path, names: Path, seed: int) -> "_Generated":
-        """Draw the facts, and write them and the names of their subjects as files that `hmn ingest` takes."""
+    def draw(cls, facts: int, seed: int) -> "Generated":
+        """The same facts for the same arguments."""
         rng = np.random.default_rng(seed)
         syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
         words = ["".join(syllables[at] for at in row) for row in rng.integers(len(syllables), size=(VOCABULARY, 4))]
         subjects = -(-facts // 2)
         first_S, last_S = rng.integers(VOCABULARY, size=(2, subjects))
-        made = cls(
+        return cls(
             facts=facts, words=words, first_S=first_S, last_S=last_S, relation_S=rng.integers(RELATIONS, size=subjects)
         )
-        object_N = rng.integers(subjects, size=facts)
+
+    @classmethod
+    def write(cls, facts: int, triples: Path, names: Path, seed: int) -> "Generated":
+        """Draw the facts, and write them and the names of their subjects as files that `hmn ingest` takes."""
+        made = cls.draw(facts, seed)
+        subjects = len(made.first_S)
+        object_N = np.random.default_rng([seed, facts]).integers(subjects, size=facts)
         with triples.open("w") as lines:
             lines.writelines(f"s{at // 2}\t{made.relation(at)}\ts{object_N[at]}\n" for at in range(facts))
         with names.open("w") as lines:

@@ -11,9 +11,11 @@ __all__ = ["command"]
 
 BENCHES = {
     "exactness": "The exact index against float64 brute force.",
+    "kb": "Three million real triples, from the raw file to the first answer.",
     "kills": "kill -9 of ingest, embed and train at random instants, and their reruns.",
     "live": "Upserts, compaction and re-indexing while searches go on, beside a rebuild.",
     "recovery": "kill -9 of shards: time until they answer again, and what replicas spare callers.",
+    "scale": "What every stage costs against the number of facts and of shards.",
     "search": "Search time against faiss, in-process and on Ray.",
     "serve": "Questions per second and latency over HTTP, one at a time and many at once.",
     "simplequestions": "Accuracy on SimpleQuestions, with training time and peak memory.",

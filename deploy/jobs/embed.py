@@ -28,7 +28,9 @@ __all__ = ["command", "make_embedder"]
 @memory_option
 @click.option("--model", "run_dir", metavar="RUN", required=True, help="The run whose newest checkpoint encodes.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors; default: as the run has it."
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of the stored vectors; default: as the run has it.",
 )
 @backend_option
 @workers_option
@@ -76,7 +78,7 @@ def make_embedder(run_dir: str) -> Encoder:
     from trainer.refresh import FactEmbedder
     from trainer.run import load_run
 
-    return FactEmbedder(load_run(run_dir)[2])
+    return FactEmbedder(load_run(run_dir)[2], remember=0)  # it sees every part once
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from deploy.console import Console, size
+from deploy.console import Console, duration, size
 from deploy.entry import main
 from deploy.options import examples, json_option
 
@@ -23,18 +23,24 @@ __all__ = ["command"]
     short_help="What a memory will need, before it is built.",
     epilog=examples(
         "hmn plan --facts 1000000 --dim 256",
+        "hmn plan --facts 5e6 --dim 128 --measured scale.jsonl",
         "hmn plan --facts 1e9 --dim 128 --dtype float16 --cores 64 --memory-gib 512 --disk-gib 4000",
     ),
 )
 @click.option("--facts", type=float, required=True, metavar="N", help="How many facts; 1e6 is fine.")
 @click.option("--dim", type=click.IntRange(min=1), required=True, metavar="D", help="Dimension of the vectors.")
 @click.option("--shards", type=click.IntRange(min=1), help="Default: what is advised.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--index", default="exact", show_default=True, help="As `hmn indexes` lists them.")
 @click.option("--feature-bits", type=click.IntRange(4, 31), default=19, show_default=True, help="Of the model.")
 @click.option("--cores", type=click.IntRange(min=1), help="Plan for another machine; default: this one.")
 @click.option("--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Its free memory; default: this one's.")
 @click.option("--disk-gib", type=click.FloatRange(min=0, min_open=True), help="Its free disk; default: this one's.")
+@click.option(
+    "--measured",
+    type=click.Path(exists=True, dir_okay=False),
+    help="What `hmn bench scale` measured here: say the time of each step too.",
+)
 @json_option
 @click.pass_obj
 def command(
@@ -42,12 +48,13 @@ def command(
     facts: float,
     dim: int,
     shards: int | None,
-    dtype: Literal["float32", "float16"],
+    dtype: Literal["float32", "float16", "bfloat16"],
     index: str,
     feature_bits: int,
     cores: int | None,
     memory_gib: float | None,
     disk_gib: float | None,
+    measured: str | None,
 ) -> None:
     """Say what a memory of N facts with D dimensions needs, and whether this machine has it.
 
@@ -73,11 +80,27 @@ def command(
         index=index,
         feature_bits=feature_bits,
     )
-    console.result({"fits": not plan.problems, "machine": machine, **vars(plan)}, lambda: _show(console, plan, machine))
+    seconds: dict[str, float] = {}
+    if measured is not None:
+        from deploy.bench.scale_report import predicted, read_records
+
+        seconds = predicted(read_records(Path(measured)), int(facts), dim, dtype)
+
+    def show() -> None:
+        _show(console, plan, machine)
+        if seconds:
+            console.write()
+            console.pairs({step: _in_time(value) for step, value in seconds.items()})
+
+    console.result({"fits": not plan.problems, "machine": machine, **vars(plan), "seconds": seconds}, show)
     for problem in plan.problems:
         console.say(f"error: {problem}")
     if plan.problems:
         click.get_current_context().exit(1)
+
+
+def _in_time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def _show(console: Console, plan: Plan, machine: Machine) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memory_store.errors import DimensionMismatch, InvalidVectors, UnknownIndex
 from memory_store.topk import PartialTopK
+from memory_store.vectors import StoredVectors, widened
 
 # N rows in the shard, D dimension, B queries, K slots, C rows gathered
 
@@ -30,12 +31,12 @@ __all__ = [
 class ShardVectors:
     """The rows of one shard, as slices mapped from part files; nothing is copied until an index asks for it.
 
-    fact_ids_N: int64, unique, in row order (not sorted). chunks: arrays [n_i, D], float32 or float16, read-only, whose
+    fact_ids_N: int64, unique, in row order (not sorted). chunks: arrays [n_i, D] as they are stored, read-only, whose
     concatenation is the N rows.
     """
 
     fact_ids_N: NDArray[np.int64]
-    chunks: Sequence[NDArray[np.float32] | NDArray[np.float16]]
+    chunks: Sequence[StoredVectors]
     dim: int
 
     @property
@@ -64,7 +65,7 @@ class ShardVectors:
             if chunk.dtype == np.float32:
                 chunk.take(piece_rows_C, axis=0, out=piece_CD, mode="clip")  # the default mode would copy once more
             else:
-                piece_CD[...] = chunk[piece_rows_C]
+                piece_CD[...] = widened(chunk[piece_rows_C])
         return out_CD
 
     def gather_groups(self, groups_P: NDArray[np.int64], size: int, out_nD: NDArray[np.float32]) -> None:

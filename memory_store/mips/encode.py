@@ -1,19 +1,32 @@
 """Rows in low precision: a scaled int8 or bfloat16 copy per group of rows, with the errors that the proof needs."""
 
-from typing import Literal
+import ctypes
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memory_store.mips.base import ShardVectors
+from memory_store.mips.base import SavedArrays, ShardVectors
 from memory_store.mips.bounds import GroupBounds
 from memory_store.mips.workers import Workers
+from memory_store.vectors import widened
 
 # N rows, padded to a multiple of GROUP_ROWS; n rows and g groups in a block, G groups in all, D dimension
 
-__all__ = ["BAND_GROUPS", "BAND_ROWS", "COPY_DTYPES", "GROUP_ROWS", "CopyPrecision", "copy_rows", "encode", "padded"]
+__all__ = [
+    "BAND_GROUPS",
+    "BAND_ROWS",
+    "COPY_DTYPES",
+    "GROUP_ROWS",
+    "CopyPrecision",
+    "copy_rows",
+    "encode",
+    "padded",
+    "read_copy",
+    "saved_copy",
+]
 
 CopyPrecision = Literal["int8", "bfloat16"]
 COPY_DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "bfloat16": torch.bfloat16}
@@ -39,6 +52,8 @@ def copy_rows(vectors: ShardVectors, start: int, scale: float, out_nD: NDArray[n
         if at >= stop:
             break
         piece_nD = chunk[at - chunk_start : stop - chunk_start]
+        if piece_nD.dtype == np.uint16:  # the bits of bfloat16
+            piece_nD = widened(piece_nD)
         np.multiply(piece_nD, factor, out=out_nD[at - start : at - start + len(piece_nD)], dtype=np.float32)
         at += len(piece_nD)
     out_nD[stop - start :] = out_nD[stop - start - 1]
@@ -69,6 +84,38 @@ def encode(
 
     workers.run(work)
     return copy_ND, bounds
+
+
+def saved_copy(copy_ND: Tensor | None, bounds: GroupBounds) -> SavedArrays:
+    """What `encode` returned, as arrays for a file; bfloat16, which numpy does not know, as its bits."""
+    arrays: dict[str, NDArray[Any]] = {"scale": bounds.scale_G, "residual": bounds.residual_G, "norm": bounds.norm_G}
+    if copy_ND is not None:
+        arrays["int8" if copy_ND.dtype == torch.int8 else "bfloat16"] = (
+            copy_ND if copy_ND.dtype == torch.int8 else copy_ND.view(torch.int16)
+        ).numpy()
+    return arrays
+
+
+def read_copy(arrays: SavedArrays, num_rows: int, dim: int) -> tuple[Tensor | None, GroupBounds]:
+    """What `saved_copy` was given, the copy as a view of the array; KeyError or ValueError for arrays of other rows."""
+    bounds = GroupBounds(scale_G=arrays["scale"], residual_G=arrays["residual"], norm_G=arrays["norm"])
+    num_groups = padded(num_rows) // GROUP_ROWS
+    held: tuple[CopyPrecision, ...] = ("int8", "bfloat16")
+    precision = next((name for name in held if name in arrays), None)
+    shapes = [values_G.shape for values_G in (bounds.scale_G, bounds.residual_G, bounds.norm_G)]
+    if shapes != [(num_groups,)] * 3 or (precision and arrays[precision].shape != (padded(num_rows), dim)):
+        raise ValueError(f"expected the copy of {num_rows:,} rows of {dim} values, found {shapes}")
+    if precision is None:
+        return None, bounds
+    copy_ND = _never_written(arrays[precision])
+    return copy_ND if precision == "int8" else copy_ND.view(torch.bfloat16), bounds
+
+
+def _never_written(array: NDArray[Any]) -> Tensor:
+    """A tensor over read-only memory, without torch's warning that it could be written: nobody writes to the copy."""
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    memory.of = array  # type: ignore[attr-defined]  # the memory must not go before the tensor does
+    return torch.from_numpy(np.frombuffer(memoryview(memory).cast("B"), dtype=array.dtype).reshape(array.shape))
 
 
 def _encode_block(

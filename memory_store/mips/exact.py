@@ -9,12 +9,14 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from memory_store.errors import UnknownIndex
-from memory_store.mips.base import IndexSpec, ShardVectors, check_queries
+from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors, check_queries
+from memory_store.mips.bounds import GroupBounds
 from memory_store.mips.calibrate import PRECISIONS, ScanPlan, is_sound, measured_plan
 from memory_store.mips.dense import search_dense
-from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS, encode, padded
+from memory_store.mips.encode import BAND_GROUPS, COPY_DTYPES, GROUP_ROWS, encode, padded, read_copy, saved_copy
 from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
 from memory_store.mips.shortlist import GroupUpperBounds, Settled, settle
@@ -23,14 +25,15 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 # N rows in the shard, G groups of rows in a band, S bands, D dimension, B queries, b of them in a scan, K slots
 
-__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes"]
+__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes", "restore_exact"]
 
 _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
 _MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
-_LARGEST_COPY_BYTES = 2
-_BOUND_BYTES = 1.5  # per row: three float64 bounds for each group of 16
+_BOUND_BYTES = (3 * 4 + 2 * 4 + 3 * 8) / GROUP_ROWS  # per row: of both scans in float32, and as they are saved
+_WORKSPACE_BYTES = (1 + 1 / BAND_GROUPS) * 4 * MOST_COLUMNS / GROUP_ROWS  # per row: what one search writes and reads
+_SAVED_VALUES = 2**27  # 1M rows of 128: from here on, a file of a quarter of the vectors' size is worth it
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
 
 
@@ -53,13 +56,23 @@ class ExactIndex:
     A query for which too many rows come near is searched again in higher precision: int8 or bfloat16, float32, float64.
     """
 
-    def __init__(self, vectors: ShardVectors, plan: ScanPlan, workers: Workers) -> None:
+    def __init__(
+        self,
+        vectors: ShardVectors,
+        plan: ScanPlan,
+        workers: Workers,
+        encoded: tuple[Tensor | None, GroupBounds] | None = None,
+    ) -> None:
+        """encoded: what `encode` made of these rows for this plan; computed when None."""
         self.plan = plan
         self._vectors = vectors
         self._workers = workers
         self._scans: dict[str, BlockScan] = {}
+        self._saved: SavedArrays | None = None
         if plan.needs_scan:
-            copy_ND, bounds = encode(vectors, plan.copy, workers)
+            copy_ND, bounds = encoded or encode(vectors, plan.copy, workers)
+            if vectors.num_rows * vectors.dim >= _SAVED_VALUES:
+                self._saved = saved_copy(copy_ND, bounds)
             if plan.copy is not None and copy_ND is not None:
                 self._scans[plan.copy] = CopyScan(plan.copy, copy_ND, bounds)
             self._scans["float32"] = StoredScan(vectors, bounds)
@@ -72,7 +85,14 @@ class ExactIndex:
     @property
     def nbytes(self) -> int:
         workspace = self._idle_workspace
-        return sum(scan.nbytes for scan in self._scans.values()) + (workspace.nbytes if workspace is not None else 0)
+        bounds = [] if self._saved is None else [self._saved[name].nbytes for name in ("scale", "residual", "norm")]
+        scans = (scan.nbytes for scan in self._scans.values())
+        return sum(scans) + sum(bounds) + (workspace.nbytes if workspace is not None else 0)
+
+    @property
+    def saved_arrays(self) -> SavedArrays | None:
+        """The copy and its bounds; None where they are computed as quickly as they would be read."""
+        return self._saved
 
     @property
     def counts(self) -> SearchCounts:
@@ -195,18 +215,37 @@ class _Workspace:
 
 def build_exact(vectors: ShardVectors, options: Mapping[str, str], threads: int) -> ExactIndex:
     """Build the index `exact`; the option `scan` fixes the precision that is otherwise chosen by measurement."""
+    return ExactIndex(vectors, _plan(vectors, options), Workers(threads))
+
+
+def restore_exact(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: SavedArrays) -> ExactIndex:
+    """The index from its saved copy of the rows, which stays in the mapped file; ValueError where this processor scans
+    another copy faster than the saved one, or cannot scan that one."""
+    plan = _plan(vectors, spec.options)
+    encoded = read_copy(arrays, vectors.num_rows, vectors.dim)
+    found = None if encoded[0] is None else encoded[0].dtype
+    expected = None if plan.copy is None else COPY_DTYPES[plan.copy]
+    if found != expected:
+        raise ValueError(f"expected a copy in {expected}, which is fastest here, found {found}")
+    return ExactIndex(vectors, plan, Workers(threads), encoded)
+
+
+def _plan(vectors: ShardVectors, options: Mapping[str, str]) -> ScanPlan:
     scan = options.get("scan", "auto")
-    workers = Workers(threads)
     if scan == "auto":
-        return ExactIndex(vectors, measured_plan(vectors.num_rows, vectors.dim), workers)
+        return measured_plan(vectors.num_rows, vectors.dim)
     if scan not in PRECISIONS:
         raise UnknownIndex(f"expected exact?scan= one of auto, {', '.join(PRECISIONS)}; found {scan!r}")
-    return ExactIndex(vectors, PRECISIONS[scan if is_sound(scan, vectors.dim) else "float32"], workers)
+    return PRECISIONS[scan if is_sound(scan, vectors.dim) else "float32"]
 
 
-def exact_bytes(_spec: IndexSpec, rows: int, dim: int) -> int:
-    """What the index will hold, at most: its copy is int8 or bfloat16, whichever scans faster here."""
-    return math.ceil(rows * (dim * _LARGEST_COPY_BYTES + _BOUND_BYTES))
+def exact_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """What the index will hold once it has searched a large batch: its copy, in what this processor scans fastest, the
+    bounds of the proof, and the workspace of one search at a time."""
+    scan = spec.options.get("scan", "auto")
+    copy = (measured_plan(rows, dim) if scan == "auto" else PRECISIONS.get(scan, PRECISIONS["bfloat16"])).copy
+    copy_bytes = 0 if copy is None else COPY_DTYPES[copy].itemsize
+    return math.ceil(padded(rows) * (dim * copy_bytes + _BOUND_BYTES + _WORKSPACE_BYTES))
 
 
 def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from memory_store.mips.base import MipsIndex, RegisteredIndex, ShardVectors, parse_index
-from memory_store.mips.exact import build_exact, exact_bytes
+from memory_store.mips.exact import build_exact, exact_bytes, restore_exact
 from memory_store.mips.faiss_factory import build_faiss, faiss_bytes, restore_faiss
 from memory_store.mips.hnsw import build_hnsw, hnsw_bytes, restore_hnsw
 from memory_store.mips.ivf import build_ivf, ivf_bytes, restore_ivf
@@ -30,6 +30,7 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 },
                 build=lambda vectors, spec, threads: build_exact(vectors, spec.options, threads),
                 bytes_needed=exact_bytes,
+                restore=restore_exact,
             ),
             RegisteredIndex(
                 name="ivf",

@@ -13,7 +13,7 @@ from memory_store.errors import StorageFailed
 from memory_store.index_files import IndexedRows, index_path, open_index
 from memory_store.index_names import main_name, main_of
 from memory_store.manifest import read_manifest
-from memory_store.mips.base import MipsIndex, RegisteredIndex, ShardVectors
+from memory_store.mips.base import MipsIndex, RegisteredIndex, ShardVectors, parse_index
 from memory_store.mips.registry import INDEXES
 from memory_store.shard import Shard, ShardConfig
 from memory_store.storage import Storage
@@ -105,7 +105,36 @@ def test_a_memory_that_cannot_be_written_serves_without_the_file(storage, vector
     assert "is not saved" in caplog.text
 
 
-def test_the_exact_index_and_few_rows_leave_no_file(storage, vectors):
+@pytest.mark.parametrize("scan", ["int8", "bfloat16", "float32"])
+def test_a_large_exact_index_is_read_again_and_gives_the_same_answers(storage, vectors, builds, monkeypatch, scan):
+    monkeypatch.setattr("memory_store.mips.exact._SAVED_VALUES", 1)
+    first = open_index(storage, f"exact?scan={scan}", vectors, 1, ROWS)
+    second = open_index(storage, f"exact?scan={scan}", vectors, 1, ROWS)
+    assert builds == ["exact"]
+    queries_BD = np.random.default_rng(1).standard_normal((7, 8), dtype=np.float32)
+    for k in (1, 3):
+        expected, found = first.search(queries_BD, k), second.search(queries_BD, k)
+        np.testing.assert_array_equal(found.fact_ids_BK, expected.fact_ids_BK)
+        np.testing.assert_array_equal(found.scores_BK, expected.scores_BK)
+    assert second.counts.escalated == first.counts.escalated, "the proofs are those of the index that was saved"
+
+
+def test_a_copy_that_this_processor_would_not_choose_is_built_again(storage, vectors, builds, monkeypatch):
+    monkeypatch.setattr("memory_store.mips.exact._SAVED_VALUES", 1)
+    saved = open_index(storage, "exact?scan=int8", vectors, 1, ROWS)
+    arrays = saved.saved_arrays
+    with pytest.raises(ValueError, match="expected a copy in"):
+        INDEXES["exact"].restore(vectors, parse_index("exact?scan=bfloat16", INDEXES), 1, arrays)
+    with pytest.raises(ValueError, match="expected the copy of 383 rows"):
+        INDEXES["exact"].restore(
+            ShardVectors(np.arange(383), [np.ones((383, 8), dtype=np.float32)], 8),
+            parse_index("exact?scan=int8", INDEXES),
+            1,
+            arrays,
+        )
+
+
+def test_a_small_exact_index_and_few_rows_leave_no_file(storage, vectors):
     open_index(storage, "exact", vectors, 1, ROWS)
     few = ShardVectors(np.arange(5), [np.ones((5, 8), dtype=np.float32)], 8)
     open_index(storage, "ivf", few, 1, ROWS)

@@ -342,7 +342,7 @@ def test_every_truncation_and_every_flipped_bit_of_a_manifest_is_refused() -> No
         (lambda c: c.update(dim=-1), "expected dim to be a whole number from 0"),
         (lambda c: c.update(dim=10**12), "expected dim to be a whole number from 0 to 1048576, found 1000000000000"),
         (lambda c: c.update(dim=0), "expected no dtype and encoder while dim is 0, found 'float32'"),
-        (lambda c: c.update(dtype="float8"), "expected dtype to be one of float32, float16, found 'float8'"),
+        (lambda c: c.update(dtype="float8"), "expected dtype to be one of float32, float16, bfloat16, found 'float8'"),
         (lambda c: c.update(dtype=None), "expected dtype to be a text"),
         (lambda c: c.update(encoder=3), "expected encoder to be a text"),
         (lambda c: c.update(grouping="cell"), "expected grouping to be one of relation, triple"),

@@ -16,7 +16,7 @@ def rows_of(slices: tuple[Slice, ...]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("num_shards", range(1, 8))
 def test_every_row_is_in_exactly_one_shard(num_shards: int) -> None:
     for part_rows in itertools.product(range(5), repeat=3):
-        placed = place(part_rows, num_shards)
+        placed = place(part_rows, num_shards, cut_rows=1)
         found = sorted(row for shard in placed for row in rows_of(shard))
         assert found == [(part, row) for part, rows in enumerate(part_rows) for row in range(rows)]
 
@@ -28,9 +28,32 @@ def test_shards_differ_by_at_most_one_row(part_rows: list[int], num_shards: int)
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 9), st.integers(0, 300))
+def test_parts_beyond_the_cut_rows_are_whole_and_shards_differ_by_one_of_them(
+    part_rows: list[int], num_shards: int, cut_rows: int
+) -> None:
+    placed = place(part_rows, num_shards, cut_rows=cut_rows)
+    sizes = [sum(piece.rows for piece in shard) for shard in placed]
+    assert sum(sizes) == sum(part_rows)
+    assert max(sizes) - min(sizes) <= max([1, *part_rows])
+    for part, rows in enumerate(part_rows):
+        pieces = [piece for shard in placed for piece in shard if piece.part == part]
+        if sum(part_rows[:part]) >= cut_rows * num_shards and rows:
+            assert pieces == [Slice(part=part, start=0, stop=rows)]
+
+
+def test_a_shard_of_a_large_memory_reads_little_that_others_serve() -> None:
+    parts = [80_000] * 12_500  # a billion rows
+    placed = place(parts, 50)
+    for shard in placed:
+        read_rows = sum(parts[piece.part] for piece in shard)
+        assert read_rows <= 5 * sum(piece.rows for piece in shard)
+
+
 @given(st.lists(st.integers(0, 100), max_size=10), st.lists(st.integers(0, 100), max_size=5), st.integers(1, 9))
 def test_appending_parts_moves_no_row(before: list[int], appended: list[int], num_shards: int) -> None:
-    old, new = place(before, num_shards), place(before + appended, num_shards)
+    old = place(before, num_shards, cut_rows=50)
+    new = place(before + appended, num_shards, cut_rows=50)
     for old_shard, new_shard in zip(old, new, strict=True):
         assert new_shard[: len(old_shard)] == old_shard
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from memory_store.disk import Disk
@@ -34,9 +35,11 @@ from memory_store.manifest import (
     current_generation,
     read_manifest,
 )
+from memory_store.opening import open_memory
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, scan_facts, scan_vectors, vectors_of
 from memory_store.storage import Storage
 from memory_store.upkeep import verify_memory
+from memory_store.vectors import max_norm, stored_vectors, widened
 from memory_store.writer import MemoryWriter
 
 FactsOf = Callable[..., pa.Table]
@@ -134,6 +137,33 @@ def test_vectors_of_any_float_type_are_stored_as_the_memorys(storage: Storage, g
     assert vectors_in(storage).dtype == stored
     np.testing.assert_array_equal(vectors_in(storage), vectors_ND.astype(stored))
     assert verify_memory(storage).ok  # max_norm is that of the stored values
+
+
+@pytest.mark.parametrize("given", [np.float16, np.float32, np.float64])
+def test_bfloat16_holds_the_nearest_values_and_a_search_scores_those(storage: Storage, given: type) -> None:
+    vectors_ND = np.random.default_rng(0).standard_normal((300, 8)).astype(given)
+    nearest_ND = torch.from_numpy(vectors_ND.astype(np.float32)).to(torch.bfloat16).float().numpy()
+    with MemoryWriter(storage, dim=8, dtype="bfloat16", part_rows=128) as writer:
+        writer.append(pa.table({"fact_id": np.arange(300)}), vectors_ND)
+    assert verify_memory(storage).ok
+    with open_memory(storage.url, shards=2) as memory:
+        np.testing.assert_array_equal(memory.vectors(np.arange(300)), nearest_ND)
+        found = memory.search(nearest_ND[:5], k=3)
+        scores_BN = nearest_ND[:5].astype(np.float64) @ nearest_ND.astype(np.float64).T
+        np.testing.assert_array_equal(found.fact_ids_BK, np.argsort(-scores_BN, axis=1, kind="stable")[:, :3])
+        memory.upsert(pa.table({"fact_id": [7]}), 2 * nearest_ND[7:8])
+        np.testing.assert_array_equal(memory.vectors([7]), 2 * nearest_ND[7:8])
+        memory.reindex(lambda facts: np.full((facts.num_rows, 8), 1 / 3))
+        assert set(memory.vectors([7, 8]).ravel().tolist()) == {0.333984375}
+
+
+def test_bfloat16_rounds_ties_to_even_and_refuses_what_it_cannot_hold() -> None:
+    odd, even = np.float32(1 + 3 * 2.0**-8), np.float32(1 + 2.0**-8)  # halfway between two bfloat16 values
+    kept_ND = stored_vectors(np.array([[odd, even, -0.0, 1e-45]], dtype=np.float32), 4, "bfloat16")
+    np.testing.assert_array_equal(widened(kept_ND), np.array([[1 + 4 * 2.0**-8, 1.0, -0.0, 0.0]], dtype=np.float32))
+    for wrong in (np.nan, np.inf, 3.4e38, -3.4e38):
+        with pytest.raises(InvalidVectors, match="expected finite bfloat16 values"):
+            max_norm(stored_vectors(np.full((1, 1), wrong, dtype=np.float32), 1, "bfloat16"))
 
 
 def test_the_caller_may_reuse_its_array_for_the_next_batch(storage: Storage, facts_of: FactsOf) -> None:
@@ -284,7 +314,7 @@ def test_what_cannot_be_committed_is_refused_before_any_work(storage: Storage, w
         ({"dim": -1}, "dim"),
         ({"dim": 1.5}, "dim"),
         ({"dim": True}, "dim"),
-        ({"dim": 1, "dtype": "float64"}, "expected dtype float32 or float16, found 'float64'"),
+        ({"dim": 1, "dtype": "float64"}, "expected dtype float32, float16 or bfloat16, found 'float64'"),
         ({"dim": 1, "part_rows": 0}, "part_rows"),
     ],
 )

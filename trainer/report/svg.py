@@ -98,10 +98,12 @@ def line_chart(
     from_zero: bool = False,
     share: bool = False,
     log: bool = False,
+    log_x: bool = False,
 ) -> str:
     """Values against a common x.
 
     from_zero: the axis begins at 0. share: values in [0, 1], the axis ends at 100 %. log: if the values spread far.
+    log_x: the same for x.
     """
     drawn = [one for one in series if one.points]
     xs = [x for one in drawn for x, _ in one.points]
@@ -118,13 +120,16 @@ def line_chart(
         ends = [*ys, *([0.0] if from_zero else []), *([1.0] if share else [])]
         y_ticks = [tick for tick in _nice_ticks(min(ends), max(ends)) if not share or tick <= 1.0001]
         y_format = percent if share else y_format
-    x_ticks = _nice_ticks(min(xs), max(xs), 6)
+    is_log_x = log_x and min(xs) > 0 and max(xs) / min(xs) >= _LOG_FROM
+    x_ticks = _log_ticks(min(xs), max(xs)) if is_log_x else _nice_ticks(min(xs), max(xs), 6)
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_ticks[0], x_ticks[-1]
 
     def at_x(x: float) -> float:
-        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+        scale = math.log10 if is_log_x else float
+        low, high = scale(x_low), scale(x_high)
+        return _LEFT + (scale(x) - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     def at_y(y: float) -> float:
         scale = math.log10 if is_log else float
@@ -143,7 +148,8 @@ def line_chart(
                 _text(at_x(tick), height - _BOTTOM + 18, count(tick) if tick >= 1 else plain(tick), "tick mid")
             )
     parts.append(_line(_LEFT, height - _BOTTOM, _WIDTH - _RIGHT, height - _BOTTOM, "axis"))
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, x_label, "axis-name mid"))
+    said_x = x_label + (", logarithmic" if is_log_x else "")
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, said_x, "axis-name mid"))
     for one in drawn:
         parts += _series(one, at_x, at_y, y_format)
     return _svg(height, f"{y_label} against {x_label}", parts)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from memory_store.mips.base import MipsIndex, ShardVectors
 from memory_store.mips.oracle import exhaustive_search
+from memory_store.vectors import stored_vectors, widened
 
 # N rows, D dimension, B queries
 
@@ -69,7 +70,7 @@ def make_shard() -> Callable[..., ShardVectors]:
         rng: np.random.Generator, rows_ND: NDArray[np.floating], cuts: Sequence[int] = (), dtype: str = "float32"
     ) -> ShardVectors:
         n, dim = rows_ND.shape
-        chunks = [np.array(chunk, dtype=dtype) for chunk in np.split(rows_ND, sorted(cuts))]
+        chunks = [stored_vectors(chunk, dim, dtype).copy() for chunk in np.split(rows_ND, sorted(cuts))]
         for chunk in chunks:
             chunk.setflags(write=False)
         return ShardVectors(rng.permutation(3 * n)[:n].astype(np.int64), chunks, dim)
@@ -83,7 +84,7 @@ def assert_exact() -> Callable[..., None]:
 
     def check(index: MipsIndex, vectors: ShardVectors, queries_BD: NDArray[np.float32], k: int) -> None:
         found = index.search(queries_BD, k)
-        rows_ND = np.concatenate([np.asarray(chunk, dtype=np.float64) for chunk in vectors.chunks])
+        rows_ND = np.concatenate([widened(chunk).astype(np.float64) for chunk in vectors.chunks])
         expected = exhaustive_search(vectors.fact_ids_N, rows_ND, queries_BD, k)
         np.testing.assert_array_equal(found.scores_BK, expected.scores_BK)
         np.testing.assert_array_equal(found.fact_ids_BK, expected.fact_ids_BK)

@@ -51,7 +51,7 @@ def test_every_scan_equals_brute_force_on_every_kind_of_vectors(kinds, make_shar
     batch=st.integers(0, 40),
     k=st.sampled_from((1, 2, 10, 30, 100)),
     cuts=st.lists(st.floats(0, 1), max_size=4),
-    dtype=st.sampled_from(("float32", "float16")),
+    dtype=st.sampled_from(("float32", "float16", "bfloat16")),
     threads=st.integers(1, 3),
 )
 def test_search_equals_brute_force(

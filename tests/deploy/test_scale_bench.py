@@ -1,0 +1,149 @@
+"""hmn bench scale: the fit and the plan by arithmetic, and the whole of it on a few thousand facts."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.bench.fit import fit_power_law
+from deploy.bench.scale import plan_cases, run_scale_bench
+from deploy.bench.scale_cases import CASES, Case, block_of, queries_of, run_case
+from deploy.bench.scale_report import (
+    Record,
+    exponents,
+    fill_page,
+    points_of,
+    predicted,
+    read_records,
+    tables,
+    write_charts,
+)
+from memory_store.errors import ConfigError
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.7])
+def test_a_power_law_is_found_again(exponent: float) -> None:
+    law = fit_power_law([(size, 3 * size**exponent) for size in (1e5, 1e6, 1e7)])
+    assert law.exponent == pytest.approx(exponent)
+    assert law.factor == pytest.approx(3)
+    assert law.worst == pytest.approx(0, abs=1e-9)
+    assert law.at(1e9) == pytest.approx(3 * 1e9**exponent)
+
+
+def test_a_point_off_the_line_shows_in_the_worst_deviation() -> None:
+    law = fit_power_law([(1, 1), (10, 20), (100, 100)])
+    assert law.exponent == pytest.approx(1.0)
+    assert law.worst > 0.3
+
+
+@pytest.mark.parametrize("points", [[], [(1, 1)], [(5, 1), (5, 2)], [(1, 1), (2, 0)], [(0, 1), (2, 1)]])
+def test_what_no_line_goes_through_is_refused(points: list[tuple[float, float]]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        fit_power_law(points)
+
+
+def test_every_case_comes_after_what_it_needs_and_smaller_sizes_come_first() -> None:
+    cases = plan_cases([1000, 10], [1, 2], list(CASES), threads=2, dim=8, dtype="float32")
+    seen: set[tuple[object, object]] = set()
+    for case in cases:
+        needed = CASES[str(case["kind"])][1]
+        assert not needed or (needed, case["facts"]) in seen, case
+        seen.add((case["kind"], case["facts"]))
+    assert [case["facts"] for case in cases] == sorted(case["facts"] for case in cases)  # type: ignore[type-var]
+    assert sum(case["kind"] == "exact" for case in cases) == 4
+    assert sum(case["kind"] == "write" for case in cases) == 2
+
+
+def test_made_vectors_are_the_same_in_every_process() -> None:
+    assert (block_of(3, 50, 5000, 8) == block_of(3, 50, 5000, 8)).all()
+    assert not (block_of(3, 50, 5000, 8) == block_of(4, 50, 5000, 8)).all()
+    assert not (queries_of(0, 5000, 8) == queries_of(1, 5000, 8)).all()
+
+
+def in_this_process(case: dict[str, Any], at: Path) -> tuple[list[dict[str, Any]], int]:
+    return [asdict(stage) for stage in run_case(Case(**case), at)], 1
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    results = tmp_path / "scale.jsonl"
+    cases = plan_cases([3000], [1], ["write", "exact", "ivf"], threads=1, dim=8, dtype="float32")
+    records = run_scale_bench(results, cases, folder=tmp_path / "work", run=in_this_process)
+    names = [[stage["name"] for stage in record.stages] for record in records]
+    assert names == [
+        ["write"],
+        ["open, first time", "open", "first search", "exact search, one query", "exact search"],
+        ["ivf build", "ivf open", "ivf search, one query", "ivf search"],
+    ]
+    assert records[2].stages[-1]["figures"]["recall"] >= 0.5
+    lines = results.read_text().splitlines()
+    assert len(lines) == 3
+    results.write_text("\n".join([*lines, lines[0][:20]]) + "\n")  # a line that was cut off
+
+    def refuse(case: dict[str, Any], at: Path) -> tuple[list[dict[str, Any]], int]:
+        raise AssertionError(f"{case} was measured already")
+
+    assert run_scale_bench(results, cases, folder=tmp_path / "work", run=refuse) == read_records(results)
+    assert "exact search" in tables(records)["time"]
+
+
+def test_what_a_case_needs_is_made_again_when_its_files_are_gone(tmp_path: Path) -> None:
+    ran: list[object] = []
+
+    def run(case: dict[str, Any], at: Path) -> tuple[list[dict[str, Any]], int]:
+        ran.append(case["kind"])
+        return [], 1
+
+    cases = plan_cases([100, 10], [1, 2], ["write", "exact", "ivf"], threads=1, dim=8, dtype="float32")
+    run_scale_bench(tmp_path / "a.jsonl", cases[:2], folder=tmp_path / "work", run=run)
+    assert ran == ["write", "exact"]
+    ran.clear()
+    run_scale_bench(tmp_path / "a.jsonl", cases, run=run)
+    assert ran == ["write", "exact", "ivf", "ivf", "write", "exact", "exact", "ivf", "ivf"]
+
+
+def made(kind: str, facts: int, shards: int, name: str, cpu_s: float | None) -> Record:
+    stage = {"name": name, "wall_s": 0.5, "cpu_s": cpu_s, "peak_bytes": 2048, "figures": {"disk_bytes": 4096.0}}
+    return Record(case={"kind": kind, "facts": facts, "shards": shards}, stages=(stage,), peak_bytes=1 << 20)
+
+
+def test_tables_and_charts_show_what_was_measured(tmp_path: Path) -> None:
+    records = [made("embed", facts, 1, "embed", facts / 1e5) for facts in (10**5, 10**6, 10**7)]
+    records += [made("exact", 10**6, shards, "exact search", None) for shards in (1, 2)]
+    assert exponents(records)["embed"].exponent == pytest.approx(1)
+    assert points_of(records, "exact search") == [(1e6, 0.5)], "what other processes did has its wall time"
+    shown = tables(records)
+    assert "| embed | 500.0 ms (1.0 s) | 500.0 ms (10.0 s) | 500.0 ms (1 min 40 s) | 1.00 |" in shown["time"]
+    assert "| exact search | 500.0 ms | 500.0 ms |" in shown["shards"]
+    assert "1.0 MiB (2.0 KiB)" in shown["memory"]
+    charts = write_charts(records, tmp_path)
+    assert [path.name for path in charts] == ["scale-building.svg", "scale-searching.svg"]
+    assert "logarithmic" in charts[0].read_text()
+
+
+def test_a_plan_follows_what_was_measured_around_its_size(tmp_path: Path) -> None:
+    records = [made("embed", facts, 1, "embed", 1.0) for facts in (10**5, 10**6, 10**7)]
+    for record, wall_s in zip(records, (1.0, 10.0, 200.0), strict=True):
+        record.case.update(dim=8, dtype="float32")  # type: ignore[attr-defined]
+        record.stages[0]["wall_s"] = wall_s  # type: ignore[index]
+    assert predicted(records, 300_000, 8, "float32")["embed"] == pytest.approx(3)
+    assert predicted(records, 10**7, 8, "float32")["embed"] == pytest.approx(200)
+    assert predicted(records, 10**8, 8, "float32")["embed"] == pytest.approx(4000), "beyond, it goes on as it was"
+    assert predicted(records, 1000, 8, "float32")["embed"] == pytest.approx(0.01)
+    with pytest.raises(
+        ConfigError, match="expected measurements of two sizes with D = 16 and float32, found 8 float32"
+    ):
+        predicted(records, 1000, 16, "float32")
+
+
+def test_tables_go_into_the_places_of_a_page_and_nothing_else_changes() -> None:
+    page = "a\n<!-- scale: time -->\n\nold\n\n<!-- end -->\nb\n<!-- scale: memory -->\n<!-- end -->\n"
+    filled = fill_page(page, {"time": "new", "other": "?"})
+    assert filled == "a\n<!-- scale: time -->\n\nnew\n\n<!-- end -->\nb\n<!-- scale: memory -->\n<!-- end -->\n"
+    assert fill_page(filled, {"time": "new"}) == filled
+
+
+def test_a_case_can_be_written_down_and_read_again() -> None:
+    (case,) = plan_cases([10], [1], ["write"], threads=1, dim=8, dtype="float16")
+    assert json.loads(json.dumps(case)) == case
