@@ -211,7 +211,12 @@ def train_worker(
         watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first)
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
-        config.memory.url, config.memory.shards, config.memory.index, backend=config.memory.backend
+        config.memory.url,
+        config.memory.shards,
+        config.memory.index,
+        backend=config.memory.backend,
+        recall_share=config.memory.recall_share,
+        target_recall=config.memory.target_recall or None,
     ) as memory:
         run = _Run(
             config=config,

@@ -87,6 +87,8 @@ def open_run(
         config.memory.index,
         backend="ray" if chosen == "ray" else "local",
         generation=generation,
+        recall_share=config.memory.recall_share,
+        target_recall=config.memory.target_recall or None,
     ) as opened:
         encoder.check_fingerprint(opened.manifest.encoder)
         yield OpenRun(config=config, checkpoint=checkpoint, encoder=encoder, memory=opened)

@@ -287,6 +287,8 @@ class RunEngine:
             name=source.name if backend == "ray" else None,
             partial="allow" if source.partial else "refuse",
             deadline_s=source.deadline_s,
+            recall_share=settings.recall_share,
+            target_recall=settings.target_recall or None,
         )
         try:
             encoder.check_fingerprint(memory.manifest.encoder)
