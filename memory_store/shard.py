@@ -124,8 +124,15 @@ class _Main:
     """The rows that the main index covers, and the index: shared by all generations with the same main parts."""
 
     def __init__(
-        self, storage: Storage, rows: Rows, slices: Sequence[Slice], key: MainKey, config: ShardConfig
+        self,
+        storage: Storage,
+        rows: Rows,
+        slices: Sequence[Slice],
+        key: MainKey,
+        config: ShardConfig,
+        before: "_Main | None",
     ) -> None:
+        """before: what served until now, whose index knows the effort that its target takes."""
         self.rows = rows
         self.key = key
         self.index: MipsIndex | None = None
@@ -138,12 +145,24 @@ class _Main:
             self.index = open_index(storage, config.index, rows.vectors, config.threads, indexed)
             if isinstance(self.index, ApproximateIndex) and config.recall_share > 0:
                 self.index.measure_recall(config.recall_share, config.target_recall)
+                if config.target_recall is not None and before is not None:
+                    _go_on(before.index, self.index)
 
     @property
     def recall(self) -> RecallReport | None:
         """What the index's recall meter has found, if it has one."""
         meter = self.index.meter if isinstance(self.index, ApproximateIndex) else None
         return None if meter is None else meter.report()
+
+
+def _go_on(before: MipsIndex | None, index: ApproximateIndex) -> None:
+    """Search with the effort that the index before had come to, as a share of what there is to look at.
+
+    Vectors that drift from generation to generation ask for about as much as they did; to learn it anew would take the
+    checks of many searches, that meanwhile miss the target.
+    """
+    if isinstance(before, ApproximateIndex) and before.most_effort > 1 and index.most_effort > 1:
+        index.effort = round(before.effort * index.most_effort / before.most_effort)
 
 
 class _Snapshot:
@@ -167,6 +186,7 @@ class _Snapshot:
             main_slices,
             key,
             config,
+            others[-1].main if others else None,
         )
         self.delta = Rows(
             storage, manifest, [piece for piece in slices if piece.part >= main_parts], dead, without_dead=True

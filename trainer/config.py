@@ -22,7 +22,9 @@ class MemoryConfig:
     """[memory]: where the facts are and how they are searched.
 
     url: any fsspec URL. index: as `hmn indexes` lists them. backend: "local" (in-process) or "ray" (actors). replicas:
-    copies of each shard, so that none is missed when it dies.
+    copies of each shard, so that none is missed when it dies. recall_share: share of the questions that an approximate
+    index answers once more, exactly, so that its recall is known. target_recall: the recall that it keeps by its
+    effort; 0 leaves its effort as it is.
     """
 
     url: str
@@ -31,10 +33,18 @@ class MemoryConfig:
     shards: int = 1
     replicas: int = 1
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    recall_share: float = 0.01
+    target_recall: float = 0.0
 
     def __post_init__(self) -> None:
         at_least("memory.shards", self.shards, 1)
         at_least("memory.replicas", self.replicas, 1)
+        between("memory.recall_share", self.recall_share, 0, 1.0001)
+        between("memory.target_recall", self.target_recall, 0, 1)
+        if self.target_recall and not self.recall_share:
+            raise ConfigError(
+                f"expected memory.recall_share above 0 with memory.target_recall = {self.target_recall:g}, found 0"
+            )
         parse_index(self.index, INDEXES)
 
 

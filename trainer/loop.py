@@ -216,6 +216,8 @@ def train_worker(
         config.memory.index,
         backend=config.memory.backend,
         replicas=config.memory.replicas,
+        recall_share=config.memory.recall_share,
+        target_recall=config.memory.target_recall or None,
     ) as memory:
         run = _Run(
             config=config,

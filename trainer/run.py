@@ -88,6 +88,8 @@ def open_run(
         backend="ray" if chosen == "ray" else "local",
         generation=generation,
         replicas=config.memory.replicas,
+        recall_share=config.memory.recall_share,
+        target_recall=config.memory.target_recall or None,
     ) as opened:
         encoder.check_fingerprint(opened.manifest.encoder)
         yield OpenRun(config=config, checkpoint=checkpoint, encoder=encoder, memory=opened)

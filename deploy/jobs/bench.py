@@ -10,6 +10,8 @@ from deploy.options import examples
 __all__ = ["command"]
 
 BENCHES = {
+    "ann": "Recall against queries per second of every index, beside faiss, hnswlib, usearch and svs.",
+    "distributed": "Shards on Ray against one process, and against a plain faiss index per Ray actor.",
     "exactness": "The exact index against float64 brute force.",
     "kb": "Three million real triples, from the raw file to the first answer.",
     "kills": "kill -9 of ingest, embed and train at random instants, and their reruns.",

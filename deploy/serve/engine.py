@@ -288,6 +288,8 @@ class RunEngine:
             partial="allow" if source.partial else "refuse",
             deadline_s=source.deadline_s,
             replicas=source.shard_replicas or settings.replicas,
+            recall_share=settings.recall_share,
+            target_recall=settings.target_recall or None,
         )
         try:
             encoder.check_fingerprint(memory.manifest.encoder)

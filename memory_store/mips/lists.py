@@ -13,9 +13,13 @@ from memory_store.mips.workers import Workers
 
 # N rows, n rows in a block, D dimension, W width of the codes, L lists, b queries, P lists probed, C candidates
 
-__all__ = ["InvertedLists"]
+__all__ = ["InvertedLists", "PackedLists"]
 
 _ROW_NUMBER_BYTES = 8
+_PACKED_COLUMNS = 2  # that share a code of 4 bits
+_PACKED_SAMPLE = 2**14
+_PACKED_ROUNDS = 8
+_BLOCK_ROWS = 32  # rows whose codes lie together
 _LIST_BYTES = 64  # two vectors of the standard library, and what the allocator adds
 
 
@@ -69,26 +73,14 @@ class InvertedLists:
         self, queries_bD: NDArray[np.float32], lists_bP: NDArray[np.int64], count: int, live: LiveRows | None
     ) -> NDArray[np.int64]:
         """The `count` rows of highest inner product in each query's lists (a list of -1 is none), padded with -1."""
-        queries_bW = widened(queries_bD)
-        lists_bP = np.ascontiguousarray(lists_bP, dtype=np.int64)
+        return self.scan_scored(queries_bD, lists_bP, count, live)[1]
+
+    def scan_scored(
+        self, queries_bD: NDArray[np.float32], lists_bP: NDArray[np.int64], count: int, live: LiveRows | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(scores, rows) of what `scan` finds; scores are those of the codes."""
         unused_bP = np.zeros(lists_bP.shape, dtype=np.float32)  # scores of lists, which only residual codes need
-        scores_bC = np.empty((len(queries_bW), count), dtype=np.float32)
-        rows_bC = np.empty((len(queries_bW), count), dtype=np.int64)
-        parameters = faiss.SearchParametersIVF(nprobe=lists_bP.shape[1])
-        if live is not None:
-            parameters.sel = selector = live.selector()  # noqa: F841  # parameters hold no reference of their own
-        self._index.search_preassigned_c(
-            len(queries_bW),
-            faiss.swig_ptr(queries_bW),
-            count,
-            faiss.swig_ptr(lists_bP),
-            faiss.swig_ptr(unused_bP),
-            faiss.swig_ptr(scores_bC),
-            faiss.swig_ptr(rows_bC),
-            False,
-            parameters,
-        )
-        return rows_bC
+        return _search(self._index, queries_bD, lists_bP, unused_bP, count, live)
 
     def to_bytes(self) -> NDArray[np.uint8]:
         """The lists as faiss writes them: plain data, no code."""
@@ -103,6 +95,109 @@ class InvertedLists:
     def planned_bytes(rows: int, width: int, lists: int, codes: str) -> int:
         """What nbytes will say."""
         return rows * (width * CODE_BYTES[codes] + _ROW_NUMBER_BYTES) + lists * _LIST_BYTES
+
+
+class PackedLists:
+    """Rows by list in half a byte for every two values: four times as fast to scan as int8, and less true.
+
+    Product quantisation with 16 centroids per two columns (Jegou et al. 2011), scanned within registers (Andre et al.
+    2015). Each list has a score of its own with a query, which is added to those of its rows.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def build(
+        cls, rows: ScaledRows, list_N: NDArray[np.int64], num_lists: int, rng: np.random.Generator, workers: Workers
+    ) -> "PackedLists":
+        """Learn the centroids from a sample, and store every row in its list."""
+        width = widened(rows.low_D[None]).shape[1]
+        origins = faiss.IndexFlatIP(width)  # rows are stored as their difference from the origin of their list
+        origins.add(np.zeros((num_lists, width), dtype=np.float32))
+        plain = faiss.IndexIVFPQ(origins, width, num_lists, width // _PACKED_COLUMNS, 4, faiss.METRIC_INNER_PRODUCT)
+        plain.by_residual = True
+        plain.pq.cp.niter, plain.pq.cp.min_points_per_centroid = _PACKED_ROUNDS, 1
+        sample_nW = widened(rows.take(rows.sample(_PACKED_SAMPLE, rng)))
+        packed: list[Any] = []
+
+        def add(worker: int) -> None:
+            if worker == 0:
+                faiss.omp_set_num_threads(workers.count)
+                plain.pq.train(sample_nW)
+                plain.is_trained = True
+                for part, block_nD in rows.blocks():
+                    _add(plain, part.start, widened(block_nD), list_N[part])
+                packed.append(faiss.IndexIVFPQFastScan(plain))
+                faiss.omp_set_num_threads(1)
+
+        workers.run(add)
+        # The packed lists share the origins with the plain ones, which end here; read back, they have their own.
+        return cls.from_bytes(np.asarray(faiss.serialize_index(packed[0]), dtype=np.uint8))
+
+    @property
+    def nbytes(self) -> int:
+        index = self._index
+        return int(index.ntotal * (index.code_size + _ROW_NUMBER_BYTES) + index.nlist * self._list_bytes(index.d))
+
+    def scan(
+        self,
+        queries_bD: NDArray[np.float32],
+        lists_bP: NDArray[np.int64],
+        list_scores_bP: NDArray[np.float32],
+        count: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(scores, rows) [b, count] of the highest rows in each query's lists; -1 where there are fewer."""
+        return _search(self._index, queries_bD, lists_bP, list_scores_bP, count, None)
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        """The lists as faiss writes them: plain data, no code."""
+        return np.asarray(faiss.serialize_index(self._index), dtype=np.uint8)
+
+    @classmethod
+    def from_bytes(cls, data: NDArray[np.uint8]) -> "PackedLists":
+        """The lists that to_bytes wrote."""
+        return cls(faiss.deserialize_index(np.ascontiguousarray(data)))
+
+    @staticmethod
+    def planned_bytes(rows: int, width: int, lists: int) -> int:
+        """What nbytes will say."""
+        return rows * (width // (2 * _PACKED_COLUMNS) + _ROW_NUMBER_BYTES) + lists * PackedLists._list_bytes(width)
+
+    @staticmethod
+    def _list_bytes(width: int) -> int:
+        """Of a list: its origin, and half a block of rows that is not filled."""
+        return _LIST_BYTES + 4 * width + _BLOCK_ROWS // 2 * width // (2 * _PACKED_COLUMNS)
+
+
+def _search(
+    index: Any,
+    queries_bD: NDArray[np.float32],
+    lists_bP: NDArray[np.int64],
+    list_scores_bP: NDArray[np.float32],
+    count: int,
+    live: LiveRows | None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    queries_bW = widened(queries_bD)
+    lists_bP = np.ascontiguousarray(lists_bP, dtype=np.int64)
+    list_scores_bP = np.ascontiguousarray(list_scores_bP, dtype=np.float32)
+    scores_bC = np.empty((len(queries_bW), count), dtype=np.float32)
+    rows_bC = np.empty((len(queries_bW), count), dtype=np.int64)
+    parameters = faiss.SearchParametersIVF(nprobe=lists_bP.shape[1])
+    if live is not None:
+        parameters.sel = selector = live.selector()  # noqa: F841  # parameters hold no reference of their own
+    index.search_preassigned_c(
+        len(queries_bW),
+        faiss.swig_ptr(queries_bW),
+        count,
+        faiss.swig_ptr(lists_bP),
+        faiss.swig_ptr(list_scores_bP),
+        faiss.swig_ptr(scores_bC),
+        faiss.swig_ptr(rows_bC),
+        False,
+        parameters,
+    )
+    return scores_bC, rows_bC
 
 
 def _add(index: "faiss.IndexIVF", first_row: int, block_nW: NDArray[np.float32], list_n: NDArray[np.int64]) -> None:

@@ -10,6 +10,7 @@ from memory_store.mips.faiss_factory import build_faiss, faiss_bytes, restore_fa
 from memory_store.mips.hnsw import build_hnsw, hnsw_bytes, restore_hnsw
 from memory_store.mips.ivf import build_ivf, ivf_bytes, restore_ivf
 from memory_store.mips.pca_tree import build_pca_tree, pca_tree_bytes, restore_pca_tree
+from memory_store.mips.split import build_split, restore_split, split_bytes
 from memory_store.mips.wta_hash import build_wta_hash, restore_wta_hash, wta_hash_bytes
 
 __all__ = ["INDEXES", "build_index"]
@@ -47,6 +48,19 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 bytes_needed=ivf_bytes,
                 restore=restore_ivf,
                 search_options=("nprobe",),
+            ),
+            RegisteredIndex(
+                name="split",
+                summary="for vectors that share parts, as facts do: the best relations and subjects name the rows",
+                exact=False,
+                options={
+                    "values": "shared values (relations) probed per query, and as many subjects; 64 by default",
+                    "codes": _CODES,
+                },
+                build=build_split,
+                bytes_needed=split_bytes,
+                restore=restore_split,
+                search_options=("values",),
             ),
             RegisteredIndex(
                 name="pca_tree",

@@ -1,6 +1,7 @@
 """The rows as an approximate index is built from them: scaled so that no float32 product overflows or vanishes."""
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import scale_exponent
 from memory_store.mips.encode import copy_rows
 
-# N rows, n rows in a block, D dimension, B queries
+# N rows, n rows in a block, D dimension, E of its columns, B queries
 
 __all__ = ["ScaledRows", "scaled_queries", "unit_rows"]
 
@@ -23,28 +24,59 @@ class ScaledRows:
     norms_N: float32 norms of the scaled rows. low_D, high_D: the least and the largest value of each column.
     """
 
+    norms_N: NDArray[np.float32]
+    low_D: NDArray[np.float32]
+    high_D: NDArray[np.float32]
+
+    @classmethod
+    def of_factor(cls, vectors: ShardVectors, factor: float) -> "ScaledRows":
+        """Rows whose factor is known, to be read without looking at all of them first; without norms and ends."""
+        rows = cls.__new__(cls)
+        rows.num_rows, rows.dim = vectors.num_rows, vectors.dim
+        rows.block_rows = max(_BLOCK_VALUES // vectors.dim, 1)
+        rows._vectors, rows._rows_n, rows._columns_E, rows._factor = vectors, None, None, factor
+        return rows
+
+    @property
+    def factor(self) -> float:
+        """The power of two that rows are multiplied with."""
+        return self._factor
+
     def __init__(self, vectors: ShardVectors) -> None:
         self.num_rows, self.dim = vectors.num_rows, vectors.dim
         self.block_rows = max(_BLOCK_VALUES // vectors.dim, 1)
         self._vectors = vectors
+        self._rows_n: NDArray[np.int64] | None = None
+        self._columns_E: NDArray[np.int64] | None = None
         self._factor = 1.0
         longest = max((float(np.abs(block_nD).max(initial=0.0)) for _, block_nD in self.blocks()), default=0.0)
         # Column values decide: a norm is at most sqrt(D) times as large, which leaves room enough.
         self._factor = float(np.clip(2.0 ** -float(scale_exponent(longest)), _FACTOR, 1 / _FACTOR))
-        self.norms_N: NDArray[np.float32] = np.empty(self.num_rows, dtype=np.float32)
-        self.low_D: NDArray[np.float32] = np.full(self.dim, np.inf, dtype=np.float32)
-        self.high_D: NDArray[np.float32] = np.full(self.dim, -np.inf, dtype=np.float32)
+        self.norms_N = np.empty(self.num_rows, dtype=np.float32)
+        self.low_D = np.full(self.dim, np.inf, dtype=np.float32)
+        self.high_D = np.full(self.dim, -np.inf, dtype=np.float32)
         for rows, block_nD in self.blocks():
             self.norms_N[rows] = np.linalg.norm(block_nD, axis=1)
             np.minimum(self.low_D, block_nD.min(axis=0), out=self.low_D)
             np.maximum(self.high_D, block_nD.max(axis=0), out=self.high_D)
 
+    def narrowed(self, columns_E: NDArray[np.int64], rows_n: NDArray[np.int64] | None = None) -> "ScaledRows":
+        """Some columns, of some rows or of all, in the scale of these; norms_N stay those of all columns and rows."""
+        part = copy(self)
+        part._columns_E, part._rows_n = columns_E, rows_n
+        part.dim = len(columns_E)
+        part.num_rows = self.num_rows if rows_n is None else len(rows_n)
+        part.low_D, part.high_D = self.low_D[columns_E], self.high_D[columns_E]
+        return part
+
     def block(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start, start + 1, ..., stop - 1, scaled: float32 [stop - start, D], a copy."""
-        block_nD = np.empty((stop - start, self.dim), dtype=np.float32)
+        if self._rows_n is not None:
+            return self.take(np.arange(start, stop))
+        block_nD = np.empty((stop - start, self._vectors.dim), dtype=np.float32)
         if len(block_nD):
             copy_rows(self._vectors, start, self._factor, block_nD)
-        return block_nD
+        return block_nD if self._columns_E is None else np.ascontiguousarray(block_nD[:, self._columns_E])
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Every block of rows, with the slice of rows that it holds."""
@@ -54,9 +86,9 @@ class ScaledRows:
 
     def take(self, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
         """These rows, scaled: float32 [n, D]."""
-        taken_nD = self._vectors.gather(rows_n)
+        taken_nD = self._vectors.gather(rows_n if self._rows_n is None else self._rows_n[rows_n])
         taken_nD *= np.float32(self._factor)
-        return taken_nD
+        return taken_nD if self._columns_E is None else np.ascontiguousarray(taken_nD[:, self._columns_E])
 
     def sample(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Row numbers of at most `count` rows, drawn without repetition, in ascending order."""

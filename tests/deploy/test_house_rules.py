@@ -87,7 +87,9 @@ def locked_versions() -> dict[str, str]:
 def test_the_lock_pins_every_dependency_to_a_version_that_pyproject_allows() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    wanted += [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
+    extras = project["project"]["optional-dependencies"]
+    # `bench` names the libraries that we compare ourselves with: nobody needs them, and one is compiled when installed.
+    wanted += [line for name, extra in extras.items() if name != "bench" for line in extra]
     pins = locked_versions()
     for requirement in map(Requirement, wanted):
         pinned = pins.get(requirement.name.lower())

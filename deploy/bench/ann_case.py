@@ -1,0 +1,150 @@
+"""One case of `hmn bench ann`, in a process of its own: an index is built, and searched beside the exact index."""
+
+import ctypes
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from deploy.bench.ann_engines import ENGINES, Built
+from memory_store.mips.approximate import ApproximateIndex
+from memory_store.mips.base import ShardVectors
+from memory_store.mips.registry import build_index
+from memory_store.mips.rescore import score_pairs
+from memory_store.recall import Checked, RecallWindow
+
+# N rows, D dimension, B queries, b of them in a batch, K slots
+
+__all__ = ["QUERIES", "TARGET", "VECTORS", "measure"]
+
+Vectors = NDArray[np.float32]
+
+VECTORS, QUERIES = "vectors.npy", "queries.npy"
+_PAUSE_S = 0.02  # between two measurements, so that spinning OpenMP threads of the one do not slow the other
+TARGET = 0.95
+_CHECKS = 48  # of 16 queries each, that the effort follows
+_NEARLY_ALL = 0.999  # recall that more effort cannot add to
+_ENOUGH = 0.95
+_HOPELESS = 0.2  # times the speed of the exact index; more effort will only be slower
+
+
+def measure(folder: Path, engine: str, *, batch: int, k: int, threads: int, turns: int) -> dict[str, Any]:
+    """Build one engine over the vectors in a folder, and search it at rising effort, in turns with the exact index.
+
+    recall: share of slots whose true score reaches that of the k-th best row, over all queries. times_exact: the
+    median over turns of (time of the exact index / time of this one) for the same batch.
+    """
+    torch.set_num_threads(threads)
+    vectors_ND: Vectors = np.load(folder / VECTORS, mmap_mode="r")
+    queries_BD: Vectors = np.load(folder / QUERIES)
+    rows = ShardVectors(np.arange(len(vectors_ND)), [vectors_ND], vectors_ND.shape[1])
+    exact = build_index("exact", rows, threads)
+    exact.search(queries_BD[:batch], k)  # what is measured or taken once per process
+    kth_B = exact.search(queries_BD, k).scores_BK[:, -1]
+    before_bytes = _private_bytes()
+    began_s = time.perf_counter()
+    built = ENGINES[engine].build(vectors_ND, threads)
+    build_s = time.perf_counter() - began_s
+    held_bytes = max(_private_bytes() - before_bytes, 0)
+    batches = [queries_BD[start : start + batch] for start in range(0, len(queries_BD), batch)]
+    points = []
+    for effort in built.efforts:
+        found_BK = np.concatenate([built.search(queries_bD, k, effort) for queries_bD in batches])
+        recall = float(_count_right(rows, queries_BD, found_BK, kth_B).mean() / k)
+        point = _timed(lambda queries_bD: exact.search(queries_bD, k), built, batches, k, effort, turns)
+        points.append({"effort": effort, "recall": recall, **point})
+        faster = point["times_exact"]
+        if recall >= _NEARLY_ALL or faster < _HOPELESS or (faster < 1 and recall >= _ENOUGH):
+            break
+    package = ENGINES[engine].package
+    return {
+        "settings": built.settings,
+        "effort_name": built.effort_name,
+        "version": str(getattr(import_module(package), "__version__", "")),
+        "build_s": build_s,
+        "bytes": held_bytes,
+        "points": points,
+        **({} if built.follows is None else {"target": _follow(built.follows, rows, queries_BD, kth_B, batch, k)}),
+    }
+
+
+def _follow(
+    index: ApproximateIndex, rows: ShardVectors, queries_BD: Vectors, kth_B: NDArray[np.float64], batch: int, k: int
+) -> dict[str, Any]:
+    """What target_recall comes to: its effort follows one half of the queries, and the other half is what counts."""
+    half = max(len(queries_BD) // 2, 1)
+    live_BD, held_BD = queries_BD[:half], queries_BD[half:]
+    index.effort = index.source.default_effort if index.source is not None else 1
+    index.measure_recall(1.0, TARGET, time_share=1.0)
+    meter = index.meter
+    assert meter is not None
+    for check in range(_CHECKS):
+        start = check * batch % len(live_BD)
+        index.search(live_BD[start : start + batch], k)
+        meter.wait()
+    effort = index.effort
+    found = index.search(held_BD, k)
+    meter.wait()
+    window = RecallWindow()
+    window.add(Checked(k, int(right), 0.0) for right in _count_right(rows, held_BD, found.fact_ids_BK, kth_B[half:]))
+    report = window.report(effort)
+    assert report is not None
+    return {"recall": report.recall, "low": report.low, "high": report.high, "effort": effort, "target": TARGET}
+
+
+def _timed(
+    exact: Callable[[Vectors], object], built: Built, batches: list[Vectors], k: int, effort: int, turns: int
+) -> dict[str, float]:
+    """Medians over turns; in each, one batch is searched by the exact index and at once by the other."""
+    exact_s, engine_s = [], []
+    for turn in range(turns):
+        queries_bD = batches[turn % len(batches)]
+        for search, times_s in ((exact, exact_s), (lambda q: built.search(q, k, effort), engine_s)):
+            time.sleep(_PAUSE_S)
+            started_s = time.perf_counter()
+            search(queries_bD)
+            times_s.append(time.perf_counter() - started_s)
+        if engine_s[0] * _HOPELESS > exact_s[0]:
+            break
+    return {
+        "ms": 1000 * statistics.median(engine_s),
+        "exact_ms": 1000 * statistics.median(exact_s),
+        "queries_per_s": len(batches[0]) / statistics.median(engine_s),
+        "times_exact": statistics.median(slow / fast for slow, fast in zip(exact_s, engine_s, strict=True)),
+    }
+
+
+def _count_right(
+    rows: ShardVectors, queries_BD: Vectors, found_BK: NDArray[np.int64], kth_B: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """How many of each query's rows reach its k-th best score; a row that is named twice counts once."""
+    sorted_BK = np.sort(found_BK, axis=1)
+    sorted_BK[:, 1:][sorted_BK[:, 1:] == sorted_BK[:, :-1]] = -1
+    query_P, slot_P = np.nonzero(sorted_BK >= 0)
+    score_P = score_pairs(rows, sorted_BK[query_P, slot_P], queries_BD.astype(np.float64), query_P)
+    right_B = np.bincount(query_P, score_P >= kth_B[query_P], minlength=len(queries_BD))
+    return np.minimum(right_B, found_BK.shape[1]).astype(np.int64)
+
+
+def _private_bytes() -> int:
+    """Resident memory that is not mapped from files, after what was freed has been given back."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+if __name__ == "__main__":
+    case = json.loads(sys.argv[1])
+    result = measure(Path(case.pop("folder")), case.pop("engine"), **case)
+    print(json.dumps(result))

@@ -1,0 +1,291 @@
+"""`split`: facts share their relation's part and their subject's part; the best of each part name the candidates."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
+from memory_store.mips.coarse import AllMeans
+from memory_store.mips.codes import CODES, choose_codes, code_width, planned_codes, spare_slots
+from memory_store.mips.ivf import build_ivf, default_nlist, ivf_bytes, restore_ivf
+from memory_store.mips.kmeans import cluster_at_once
+from memory_store.mips.lists import InvertedLists, PackedLists
+from memory_store.mips.options import one_of, whole_number
+from memory_store.mips.scaled import ScaledRows, unit_rows
+from memory_store.mips.shared import shared_columns, values_of
+from memory_store.mips.workers import Workers
+
+# N rows, D dimension, V shared values, S subjects (values of the other columns), L clusters of them,
+# F shared and E other columns, b queries, P probed, C candidates, K slots, P pairs of a query and a row
+
+__all__ = ["SplitSource", "build_split", "restore_split", "split_bytes"]
+
+_DEFAULT_VALUES = 64  # shared values probed
+_SUBJECTS_SHARE = 2  # subjects looked at: one per two values, but at least two per slot of the answer
+_CLUSTERS_SHARE = 8  # clusters of subjects that are scanned: one per eight values,
+_LEAST_CLUSTERS = 4  # but at least so many
+_ROWS_PER_SUBJECT = 256  # rows of one subject that are looked at: a subject with more has them in the lists of values
+_SPARE = 2  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
+_SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
+_VALUES_AT_ONCE = 2**18  # 1 MiB of rows stays in a core's cache until they are scored
+_LEAST_PER_VALUE = 16  # rows that share a value, on average, below which clusters serve better
+_MOST_PER_SUBJECT = 32  # and rows of a subject, above which rows are mere copies
+_SAMPLED_POINTS = 64  # per cluster
+_ROUNDS = 6
+_MOST_FOR_DEAD_ROWS = 1024  # so many more are looked at where rows are deleted
+_SEED = 0
+
+
+class SplitSource(CandidateSource):
+    """Rows by what they share, and by what they do not.
+
+    A score is the sum of two: that of the shared columns, of which there are few values, so that it is known for all
+    rows at once, and that of the others. A row that scores high is high in one of the two. So the rows of the values
+    that score highest are scanned, in lists with the value's score added to each; and the subjects that score highest
+    are found by an inverted file over subjects, each of which names its few rows. This is the threshold algorithm of
+    Fagin, Lotem and Naor (2003), cut short, over the two halves of an inverted multi-index (Babenko and Lempitsky
+    2012). What the two name is scored in float32, and the best of that are the candidates.
+    """
+
+    effort_name = "values"
+
+    def __init__(
+        self,
+        rows: ScaledRows,
+        shared_D: NDArray[np.bool_],
+        values_VF: NDArray[np.float32],
+        value_N: NDArray[np.int32],
+        lists: PackedLists,
+        chooser: AllMeans,
+        subjects: InvertedLists,
+        row_N: NDArray[np.int32],
+        ends: NDArray[np.int64],
+        values: int,
+    ) -> None:
+        """lists: other columns, a list per shared value. chooser, subjects: the other columns' different values in
+        clusters. row_N, ends: rows by subject, those of subject s at ends[s] to ends[s + 1]."""
+        self._rows = rows
+        self._shared_D = shared_D
+        self._values_VF = values_VF
+        self._value_N = value_N
+        self._lists = lists
+        self._chooser = chooser
+        self._subjects = subjects
+        self._row_N = row_N
+        self._ends = ends
+        self._shared_F, self._other_E = np.flatnonzero(shared_D), np.flatnonzero(~shared_D)
+        self._columns_FV = torch.from_numpy(values_VF).t()
+        self.most_effort = len(values_VF)
+        self.default_effort = min(values, self.most_effort)
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self._shared_D, self._values_VF, self._value_N, self._row_N, self._ends)
+        parts = (self._lists, self._chooser, self._subjects)
+        return sum(array.nbytes for array in arrays) + sum(part.nbytes for part in parts)
+
+    def candidates(
+        self, queries_bD: NDArray[np.float32], k: int, effort: int, live: LiveRows | None
+    ) -> NDArray[np.int64]:
+        count = _SPARE * spare_slots(k)
+        other_bE = np.ascontiguousarray(queries_bD[:, self._other_E])
+        shared_bF = torch.from_numpy(np.ascontiguousarray(queries_bD[:, self._shared_F]))
+        values_bV = torch.mm(shared_bF, self._columns_FV).numpy()
+        score_bP, value_bP = _highest(values_bV, None, min(effort, self.most_effort))
+        dead = 0 if live is None else min(live.dead, _MOST_FOR_DEAD_ROWS)
+        score_bC, row_bC = self._lists.scan(other_bE, value_bP, score_bP, count + dead)
+        if live is not None:
+            score_bC[~live.mask_N[row_bC]] = -np.inf
+        by_value = _highest(score_bC, row_bC, count)
+        by_subject = self._of_subjects(other_bE, values_bV, k, effort, live, dead, spare_slots(k))
+        return self._best_in_float32(queries_bD, _of_both(by_value, by_subject), k + _SPARE_ROWS)
+
+    def _best_in_float32(
+        self, queries_bD: NDArray[np.float32], row_bC: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        held_bC = row_bC != NO_ROW
+        score_bC = np.empty(row_bC.shape, dtype=np.float32)
+        step = max(_VALUES_AT_ONCE // (row_bC.shape[1] * self._rows.dim), 1)
+        for start in range(0, len(row_bC), step):
+            part = slice(start, start + step)
+            taken_CD = torch.from_numpy(self._rows.take(np.where(held_bC[part], row_bC[part], 0).ravel()))
+            query_bD1 = torch.from_numpy(queries_bD[part]).unsqueeze(2)
+            score_bC[part] = torch.bmm(taken_CD.view(len(query_bD1), -1, self._rows.dim), query_bD1).squeeze(2).numpy()
+        score_bC[~held_bC] = -np.inf
+        return _highest(score_bC, row_bC, count)[1]
+
+    def arrays(self) -> SavedArrays:
+        return {
+            "shared": self._shared_D,
+            "values": self._values_VF,
+            "value_of_row": self._value_N,
+            "lists": self._lists.to_bytes(),
+            **self._chooser.arrays(),
+            "subjects": self._subjects.to_bytes(),
+            "rows": self._row_N,
+            "ends": self._ends,
+            "factor": np.array([self._rows.factor]),
+        }
+
+    def _of_subjects(
+        self,
+        other_bE: NDArray[np.float32],
+        values_bV: NDArray[np.float32],
+        k: int,
+        effort: int,
+        live: LiveRows | None,
+        dead: int,
+        count: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(scores, rows) [b, count or less] of the best rows of the highest subjects, padded with -inf and -1."""
+        batch = len(other_bE)
+        clusters = min(max(effort // _CLUSTERS_SHARE, _LEAST_CLUSTERS), self._chooser.num_lists)
+        subjects = min(max(effort // _SUBJECTS_SHARE, 2 * k) + dead, len(self._ends) - 1)
+        subject_score_bS, subject_bS = self._subjects.scan_scored(
+            other_bE, self._chooser.choose(other_bE, clusters), subjects, None
+        )
+        query_P, slot_P = np.nonzero(subject_bS >= 0)
+        subject_P = subject_bS[query_P, slot_P]
+        score_P = subject_score_bS[query_P, slot_P]
+        # Each subject becomes its rows.
+        first_P = self._ends[subject_P]
+        rows_P = np.minimum(self._ends[subject_P + 1] - first_P, _ROWS_PER_SUBJECT)
+        before_P = np.cumsum(rows_P) - rows_P
+        at_P = np.arange(int(rows_P.sum())) + np.repeat(first_P - before_P, rows_P)
+        query_P, score_P = np.repeat(query_P, rows_P), np.repeat(score_P, rows_P)
+        row_P = self._row_N[at_P].astype(np.int64)
+        if live is not None:
+            live_P = live.mask_N[row_P]
+            query_P, score_P, row_P = query_P[live_P], score_P[live_P], row_P[live_P]
+        score_P += values_bV[query_P, self._value_N[row_P]]
+        # A line of a table for each query, so that the best of all lines are found at once.
+        width_b = np.bincount(query_P, minlength=batch)
+        width = int(width_b.max(initial=1))
+        slot_P = np.arange(len(query_P)) - np.repeat(np.cumsum(width_b) - width_b, width_b)
+        score_bW = np.full((batch, width), -np.inf, dtype=np.float32)
+        row_bW = np.full((batch, width), NO_ROW, dtype=np.int64)
+        score_bW[query_P, slot_P], row_bW[query_P, slot_P] = score_P, row_P
+        return _highest(score_bW, row_bW, count)
+
+
+def _of_both(
+    one: tuple[NDArray[np.float32], NDArray[np.int64]], two: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """The rows of both that score at all, each once; -1 in the place of the others."""
+    row_bC = np.concatenate(
+        [np.where(np.isfinite(score_bC), row_bC, NO_ROW) for score_bC, row_bC in (one, two)], axis=1
+    )
+    row_bC.sort(axis=1)
+    row_bC[:, 1:][row_bC[:, 1:] == row_bC[:, :-1]] = NO_ROW
+    return row_bC
+
+
+def _highest(
+    score_bC: NDArray[np.float32], row_bC: NDArray[np.int64] | None, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(scores, rows) of the `count` highest of each line, in any order; rows are their places where none are given."""
+    width = score_bC.shape[1]
+    if width > count:
+        place_bC = np.argpartition(score_bC, width - count, axis=1)[:, width - count :]
+        score_bC = np.take_along_axis(score_bC, place_bC, axis=1)
+        return score_bC, place_bC if row_bC is None else np.take_along_axis(row_bC, place_bC, axis=1)
+    return score_bC, np.broadcast_to(np.arange(width), score_bC.shape) if row_bC is None else row_bC
+
+
+def build_split(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
+    """Find what the rows share and list them by it; rows that share nothing get the index `ivf` instead."""
+    workers = Workers(threads)
+    codes, values = _settings(spec)
+    if vectors.num_rows <= SMALL_ROWS:
+        return ApproximateIndex(vectors, None, workers)
+    rows = ScaledRows(vectors)
+    shared_D = shared_columns(rows)
+    source = None if shared_D is None else _make(rows, shared_D, codes, values, workers)
+    if source is None:
+        return build_ivf(vectors, _as_ivf(spec), threads)
+    return ApproximateIndex(vectors, source, workers)
+
+
+def _make(
+    rows: ScaledRows, shared_D: NDArray[np.bool_], codes: str, values: int, workers: Workers
+) -> SplitSource | None:
+    shared_F, other_E = np.flatnonzero(shared_D), np.flatnonzero(~shared_D)
+    shared, others = values_of(rows, shared_F), values_of(rows, other_E)
+    most_subjects = max(rows.num_rows // _MOST_PER_SUBJECT, 2)
+    if shared.count * _LEAST_PER_VALUE > rows.num_rows or others.count < most_subjects:
+        return None
+    other_rows = rows.narrowed(other_E)
+    subject_rows = rows.narrowed(other_E, others.first_V)
+    nlist = default_nlist(others.count)
+    rng = np.random.default_rng(_SEED)
+    sample_nE = unit_rows(subject_rows.take(subject_rows.sample(_SAMPLED_POINTS * nlist, rng)))
+    clusters = cluster_at_once(sample_nE, nlist, rounds=_ROUNDS, rng=rng, workers=workers)
+    cluster_S = np.empty(others.count, dtype=np.int64)
+    sums_LE = torch.zeros((nlist, len(other_E)))
+    for part, block_nE in subject_rows.blocks():
+        cluster_S[part] = clusters.nearest(unit_rows(block_nE), workers)
+        sums_LE.index_add_(0, torch.from_numpy(cluster_S[part]), torch.from_numpy(block_nE))
+    used_L, cluster_S = np.unique(cluster_S, return_inverse=True)
+    means_LE: NDArray[np.float32] = sums_LE.numpy()[used_L] / np.bincount(cluster_S).astype(np.float32)[:, None]
+    lists = PackedLists.build(other_rows, shared.value_N, shared.count, rng, workers)
+    subjects = InvertedLists.build(subject_rows, cluster_S, len(used_L), choose_codes(codes, subject_rows), workers)
+    row_N = np.argsort(others.value_N, kind="stable").astype(np.int32)
+    ends = np.concatenate([[0], np.cumsum(np.bincount(others.value_N, minlength=others.count))]).astype(np.int64)
+    return SplitSource(
+        rows,
+        shared_D,
+        rows.narrowed(shared_F, shared.first_V).block(0, shared.count),
+        shared.value_N.astype(np.int32),
+        lists,
+        AllMeans(means_LE),
+        subjects,
+        row_N,
+        ends,
+        values,
+    )
+
+
+def restore_split(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: SavedArrays) -> ApproximateIndex:
+    """The index that SplitSource.arrays describes, or IvfSource.arrays where the rows shared nothing."""
+    if "shared" not in arrays:
+        return restore_ivf(vectors, _as_ivf(spec), threads, arrays)
+
+    def own(name: str) -> NDArray[Any]:
+        return np.array(arrays[name])
+
+    source = SplitSource(
+        ScaledRows.of_factor(vectors, float(arrays["factor"][0])),
+        own("shared"),
+        own("values"),
+        own("value_of_row"),
+        PackedLists.from_bytes(arrays["lists"]),
+        AllMeans(own("means")),
+        InvertedLists.from_bytes(arrays["subjects"]),
+        own("rows"),
+        own("ends"),
+        _settings(spec)[1],
+    )
+    return ApproximateIndex(vectors, source, Workers(threads))
+
+
+def split_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """What the index will hold, at most: every row a subject of its own, and one shared value for eight rows."""
+    codes, _ = _settings(spec)
+    nlist = default_nlist(rows)
+    lists = PackedLists.planned_bytes(rows, code_width(dim), rows // _LEAST_PER_VALUE)
+    subjects = InvertedLists.planned_bytes(rows, code_width(dim), nlist, planned_codes(codes))
+    numbers = rows * (4 + 4 + 8)  # value_N, row_N, ends
+    values = (rows // _LEAST_PER_VALUE + nlist) * 4 * dim + dim
+    return max(lists + subjects + numbers + values, ivf_bytes(_as_ivf(spec), rows, dim))
+
+
+def _as_ivf(spec: IndexSpec) -> IndexSpec:
+    return IndexSpec("ivf", {name: value for name, value in spec.options.items() if name == "codes"})
+
+
+def _settings(spec: IndexSpec) -> tuple[str, int]:
+    """(codes, shared values probed)."""
+    return one_of(spec, "codes", CODES), whole_number(spec, "values", _DEFAULT_VALUES)
