@@ -13,6 +13,7 @@ BENCHES = {
     "exactness": "The exact index against float64 brute force.",
     "kills": "kill -9 of ingest, embed and train at random instants, and their reruns.",
     "live": "Upserts, compaction and re-indexing while searches go on, beside a rebuild.",
+    "paper": "The experiments of Chandar et al. (2016): full softmax, K-MIPS, approximate search.",
     "search": "Search time against faiss, in-process and on Ray.",
     "serve": "Questions per second and latency over HTTP, one at a time and many at once.",
     "simplequestions": "Accuracy on SimpleQuestions, with training time and peak memory.",
