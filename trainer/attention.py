@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from memory_store.errors import ConfigError
 from memory_store.memory import Memory
 from memory_store.topk import NO_FACT
+from trainer.extra import Drawn
 
 # B questions in a batch, K facts retrieved per question, G gold facts of a question (padded),
 # C candidates of the batch, D embedding size, N facts in the memory
@@ -95,7 +96,8 @@ class Reading:
     read_BD: R(q) = sum of weight times fact vector, with gradient. weights_BC: the attention; rows sum to 1.
     logits_BC: h(q) . m, -inf where a question may not read a candidate. fact_ids_C: int64, sorted, unique.
     fact_CD: their vectors, with gradient. gold_BC: which candidates answer which question, or None when no gold facts
-    were given. softmax_size_B: how many facts each question's softmax covers.
+    were given. softmax_size_B: how many facts each question's softmax covers. log_chance_C: of each candidate, the log
+    of the probability with which it is one: 0, but for facts that were drawn at random; None where none were.
     """
 
     read_BD: Tensor
@@ -105,6 +107,7 @@ class Reading:
     fact_CD: Tensor
     gold_BC: Tensor | None
     softmax_size_B: NDArray[np.int64]
+    log_chance_C: Tensor | None = None
 
 
 class KMipsAttention(nn.Module):
@@ -136,17 +139,22 @@ class KMipsAttention(nn.Module):
         gold_BG: NDArray[np.int64] | None = None,
         *,
         retrieved_BK: NDArray[np.int64] | None = None,
+        drawn: Drawn | None = None,
     ) -> Reading:
         """Read the facts.
 
         query_BD: float32 with gradient. facts: a FactSource, an open memory (stored vectors, constant), or a tensor
         [N, D]. gold_BG: int64 ids of the facts that answer each question, padded with -1. retrieved_BK: the answer of
-        a search already made for these questions; without it the facts are searched here.
+        a search already made for these questions; without it the facts are searched here. drawn: facts that every
+        question may read beside those.
         """
         source = _as_source(facts)
         gold_BG = _checked_gold(gold_BG, len(query_BD))
         joining_BG = gold_BG if self.training else gold_BG[:, :0]
+        log_chance_C = None
         if self.candidates == "full":
+            if drawn is not None:
+                raise ConfigError('expected no drawn facts with candidates "full", which reads all facts anyway')
             fact_ids_C = source.all_ids()
             allowed_BC = None
         else:
@@ -155,7 +163,15 @@ class KMipsAttention(nn.Module):
             own_BX = np.concatenate([retrieved_BK, joining_BG], axis=1)
             fact_ids_C = np.unique(own_BX)
             fact_ids_C = fact_ids_C[fact_ids_C != NO_FACT]
-            allowed_BC = _members(own_BX, fact_ids_C) if self.candidates == "per_question" else None
+            if drawn is not None:
+                certain_C, fact_ids_C = fact_ids_C, np.union1d(fact_ids_C, drawn.fact_ids_X)
+                is_drawn_C = ~np.isin(fact_ids_C, certain_C, assume_unique=True)
+                log_chance_C = torch.from_numpy(np.where(is_drawn_C, drawn.log_chance, 0.0)).to(query_BD)
+            allowed_BC = None
+            if self.candidates == "per_question":
+                allowed_BC = _members(own_BX, fact_ids_C)
+                if drawn is not None:
+                    allowed_BC |= is_drawn_C
         if len(fact_ids_C) == 0:
             raise ConfigError("expected at least one fact to read, found an empty memory; ingest facts first")
         fact_CD = source.encode(fact_ids_C)
@@ -174,6 +190,7 @@ class KMipsAttention(nn.Module):
             fact_CD=fact_CD,
             gold_BC=gold_BC,
             softmax_size_B=softmax_size_B,
+            log_chance_C=log_chance_C,
         )
 
 

@@ -12,6 +12,7 @@ from memory_store.mips.registry import INDEXES
 from pipeline.sources.builtin import is_builtin, parse_builtin
 from trainer.encoders.registry import ENCODERS
 from trainer.encoders.settings import ModelConfig
+from trainer.extra import ExtraRule
 from trainer.settings import at_least, between, build, dump_toml, one_of
 
 __all__ = ["DataConfig", "MemoryConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config", "save_config"]
@@ -75,6 +76,9 @@ class TrainConfig:
     subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
     again. checkpoint_every_refreshes: a checkpoint is written with every so many of these. workers: data-parallel
     processes of Ray Train; 1 trains in this process. threads: torch threads. max_steps: stop early, 0 for no limit.
+    extra: facts that join the candidates at random, against the bias of an approximate search: "uniform" ones, or whole
+    "clusters" of the stored vectors; extra_facts: how many, on average for clusters. correction: "importance" weighs
+    them in the loss by the chance that they had. sample_questions: asked at every refresh, for the metrics.
     """
 
     epochs: int = 4
@@ -92,6 +96,10 @@ class TrainConfig:
     workers: int = 1
     threads: int = 2
     max_steps: int = 0
+    extra: ExtraRule = "none"
+    extra_facts: int = 1000
+    correction: Literal["none", "importance"] = "none"
+    sample_questions: int = 128
 
     def __post_init__(self) -> None:
         at_least("train.epochs", self.epochs, 1)
@@ -108,6 +116,12 @@ class TrainConfig:
         at_least("train.workers", self.workers, 1)
         at_least("train.threads", self.threads, 1)
         at_least("train.max_steps", self.max_steps, 0)
+        at_least("train.extra_facts", self.extra_facts, 1)
+        at_least("train.sample_questions", self.sample_questions, 1)
+        if self.extra != "none" and self.candidates == "full":
+            raise ConfigError(f'expected train.extra "none" with candidates "full", found {self.extra!r}; all are read')
+        if self.correction != "none" and self.extra == "none":
+            raise ConfigError('expected train.extra "uniform" or "clusters" with a correction, found "none"')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from trainer.metrics import last_loss
 from trainer.process import prepare_process
 from trainer.refresh import Refresher
 from trainer.report.write import write_report
-from trainer.sources import EncodedFacts
+from trainer.sources import EncodedFacts, ExtraFacts
 from trainer.state import capture, restore
 from trainer.step import Average, Optimizers, training_step
 from trainer.watch import Sample, Watch
@@ -207,7 +207,7 @@ def train_worker(
     first = found.step if found else 0
     watch = None
     if rank == 0:
-        sample = Sample.draw(config.data.questions, questions, paths, config.seed)
+        sample = Sample.draw(config.data.questions, questions, paths, config.seed, config.train.sample_questions)
         watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first)
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
@@ -272,6 +272,9 @@ class _Run:
         members = len(self.encoder.members)
         # A source remembers which facts there are, so each serves all the steps of its member.
         facts = [EncodedFacts(self.memory, self.encoder, member=m if members > 1 else None) for m in range(members)]
+        extra = ExtraFacts(
+            self.memory, settings.extra, settings.extra_facts, seed=self.config.seed, threads=settings.threads
+        )
         total = members * self.steps
         for step in range(first, total):
             member, own_step = divmod(step, self.steps)
@@ -300,6 +303,8 @@ class _Run:
                 feature_dropout=settings.feature_dropout,
                 generator=generator,
                 average=self.average,
+                drawn=extra.draw((step, self.rank)),
+                corrected=settings.correction == "importance",
             )
             self.loss = report.loss
             done = step + 1

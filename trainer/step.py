@@ -14,6 +14,7 @@ from trainer.attention import FactSource, KMipsAttention
 from trainer.data import Batch
 from trainer.encoders.base import Encoder
 from trainer.encoders.tables import RowAdagrad
+from trainer.extra import Drawn
 from trainer.loss import reading_loss
 
 __all__ = ["Optimizers", "StepReport", "training_step"]
@@ -96,12 +97,15 @@ def training_step(
     feature_dropout: float = 0.0,
     generator: torch.Generator | None = None,
     average: Average | None = None,
+    drawn: Drawn | None = None,
+    corrected: bool = False,
 ) -> StepReport:
     """Learn from one batch. The encoder and the attention are in training mode.
 
     member: the member that learns; `facts` are then the facts as it sees them. The search uses the question as it is
     asked, with all its features; the gradient flows through the question with some of its features hidden. Dropout
-    draws from `generator` only.
+    draws from `generator` only. drawn: facts that join the candidates at random; corrected: the loss weighs them by
+    the chance that they had.
     """
     laps = _Laps()
     features = question_features(batch.texts)
@@ -116,9 +120,9 @@ def training_step(
         laps.end("search")
     optimizers.zero()
     query_BD = encoder.encode_questions(features, member=member, feature_dropout=feature_dropout, generator=generator)
-    reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK)
+    reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK, drawn=drawn)
     assert reading.gold_BC is not None, "training batches have gold facts"
-    loss = reading_loss(reading.logits_BC, reading.gold_BC)
+    loss = reading_loss(reading.logits_BC, reading.gold_BC, reading.log_chance_C if corrected else None)
     laps.end("forward")
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     laps.end("backward")

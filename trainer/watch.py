@@ -23,7 +23,7 @@ from trainer.step import StepReport
 __all__ = ["REPORT_EVERY_STEPS", "Sample", "Watch"]
 
 REPORT_EVERY_STEPS = 10
-_SAMPLE_QUESTIONS = 128  # two searches of them at every refresh cost less than 1 % of the steps between refreshes
+_SAMPLE_QUESTIONS = 128
 
 Encode = Callable[[QuestionFeatures], Tensor]
 """Questions to query_BD, with the model as it is."""
@@ -38,13 +38,15 @@ class Sample:
         self.held_out = held_out
 
     @classmethod
-    def draw(cls, source: str, train: Questions, paths: Paths, seed: int) -> "Sample":
+    def draw(
+        cls, source: str, train: Questions, paths: Paths, seed: int, questions: int = _SAMPLE_QUESTIONS
+    ) -> "Sample":
         """Some of the questions whose facts the memory holds; the same for every run of a seed."""
         valid = _held_out(source, train)
         held_out = valid is not None and len(valid.held(paths)) > 0
         chosen = valid.held(paths) if valid is not None and held_out else train.held(paths)
         order_Q = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
-        sampled = chosen.take(np.sort(order_Q[:_SAMPLE_QUESTIONS]))
+        sampled = chosen.take(np.sort(order_Q[:questions]))
         return cls(sampled, paths.gold(sampled.key_Q), held_out=held_out)
 
 

@@ -16,6 +16,7 @@ BENCHES = {
     "kb": "Three million real triples, from the raw file to the first answer.",
     "kills": "kill -9 of ingest, embed and train at random instants, and their reruns.",
     "live": "Upserts, compaction and re-indexing while searches go on, beside a rebuild.",
+    "paper": "The experiments of Chandar et al. (2016): full softmax, K-MIPS, approximate search.",
     "recovery": "kill -9 of shards: time until they answer again, and what replicas spare callers.",
     "scale": "What every stage costs against the number of facts and of shards.",
     "search": "Search time against faiss, in-process and on Ray.",

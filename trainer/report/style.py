@@ -1,8 +1,8 @@
 """The looks of a report: six colours that the colour-blind tell apart, in light and in dark, on screen and on paper."""
 
-__all__ = ["STYLE"]
+__all__ = ["DRAWING_STYLE", "STYLE"]
 
-STYLE = """
+_COLOURS = """
 :root {
   --paper: #ffffff; --panel: #f7f8f9; --ink: #1c2126; --soft: #5a646e; --rule: #dde1e5; --grid: #e8ebee;
   --c0: #0b62a8; --c1: #cf5508; --c2: #12805c; --c3: #8a4fa3; --c4: #9a7000; --c5: #6b7580;
@@ -13,6 +13,34 @@ STYLE = """
     --c0: #6cb2f0; --c1: #f39a55; --c2: #55c79f; --c3: #cb9fe2; --c4: #dcb84d; --c5: #a3adb7;
   }
 }
+"""
+
+_DRAWING = """\
+svg { display: block; width: 100%; height: auto; }
+svg text { fill: var(--ink); font-size: 12px; }
+svg .tick, svg .axis-name { fill: var(--soft); }
+svg .end { text-anchor: end; }
+svg .mid { text-anchor: middle; }
+svg .grid { stroke: var(--grid); }
+svg .axis { stroke: var(--soft); }
+svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
+svg .dashed { stroke-dasharray: 6 5; }
+svg .faint { stroke-width: 1.1; opacity: .45; }
+svg .whisker { stroke-width: 2.2; opacity: .55; }
+svg .band { opacity: .16; stroke: none; }
+svg .bar { fill: var(--c0); }
+svg .s0 { stroke: var(--c0); } svg .dot.s0, svg .f0 { fill: var(--c0); }
+svg .s1 { stroke: var(--c1); } svg .dot.s1, svg .f1 { fill: var(--c1); }
+svg .s2 { stroke: var(--c2); } svg .dot.s2, svg .f2 { fill: var(--c2); }
+svg .s3 { stroke: var(--c3); } svg .dot.s3, svg .f3 { fill: var(--c3); }
+svg .s4 { stroke: var(--c4); } svg .dot.s4, svg .f4 { fill: var(--c4); }
+svg .s5 { stroke: var(--c5); } svg .dot.s5, svg .f5 { fill: var(--c5); }
+svg .dot { stroke: none; }
+"""
+
+STYLE = (
+    _COLOURS
+    + """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
@@ -37,26 +65,9 @@ p { margin: 0 0 12px; }
 .figures > .figures { display: block; }
 figure { margin: 0; break-inside: avoid; }
 figure p { color: var(--soft); font-size: 13px; line-height: 1.45; min-height: 2.9em; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--ink); font-size: 12px; }
-svg .tick, svg .axis-name { fill: var(--soft); }
-svg .end { text-anchor: end; }
-svg .mid { text-anchor: middle; }
-svg .grid { stroke: var(--grid); }
-svg .axis { stroke: var(--soft); }
-svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
-svg .dashed { stroke-dasharray: 6 5; }
-svg .faint { stroke-width: 1.1; opacity: .45; }
-svg .whisker { stroke-width: 2.2; opacity: .55; }
-svg .band { opacity: .16; stroke: none; }
-svg .bar { fill: var(--c0); }
-svg .s0 { stroke: var(--c0); } svg .dot.s0, svg .f0 { fill: var(--c0); }
-svg .s1 { stroke: var(--c1); } svg .dot.s1, svg .f1 { fill: var(--c1); }
-svg .s2 { stroke: var(--c2); } svg .dot.s2, svg .f2 { fill: var(--c2); }
-svg .s3 { stroke: var(--c3); } svg .dot.s3, svg .f3 { fill: var(--c3); }
-svg .s4 { stroke: var(--c4); } svg .dot.s4, svg .f4 { fill: var(--c4); }
-svg .s5 { stroke: var(--c5); } svg .dot.s5, svg .f5 { fill: var(--c5); }
-svg .dot { stroke: none; }
+"""
+    + _DRAWING
+    + """\
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: 13.5px; line-height: 1.4; }
 th, td { padding: 6px 12px 6px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
@@ -73,3 +84,13 @@ code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 @media print { main { max-width: none; padding: 0; } details { display: none; } }
 """
+)
+
+DRAWING_STYLE = (
+    _COLOURS
+    + _DRAWING
+    + """\
+svg { background: var(--paper); font-family: -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+"""
+)
+"""Of a drawing that stands alone, without a page around it."""

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-__all__ = ["Series", "bar_chart", "count", "interval_chart", "line_chart", "percent", "plain", "running_median"]
+from trainer.report.style import DRAWING_STYLE
+
+__all__ = [
+    "Series",
+    "bar_chart",
+    "count",
+    "interval_chart",
+    "line_chart",
+    "percent",
+    "plain",
+    "running_median",
+    "standalone",
+]
 
 Point = tuple[float, float]
 Band = tuple[float, float, float]
@@ -197,6 +209,14 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, what: str) -> str:
         parts.append(f'<rect class="bar" x="{left:.1f}" y="{y}" width="{width:.1f}" height="20" rx="2"/>')
         parts.append(_text(left + width + 8, y + 15, text, "tick"))
     return _svg(16 + 30 * len(rows), what, parts)
+
+
+def standalone(chart: str) -> str:
+    """A chart as a file of its own, with a margin and the colours of the report."""
+    box = chart[chart.index('viewBox="') + 9 :].split('"', 1)[0]
+    _, _, width, height = map(float, box.split())
+    wider = f'viewBox="-16 -12 {width + 32:g} {height + 24:g}"'
+    return chart.replace(f'viewBox="{box}"', wider, 1).replace(">", f"><style>{DRAWING_STYLE}</style>", 1) + "\n"
 
 
 # Pieces
