@@ -51,7 +51,8 @@ class MemoryStats:
 
     For an approximate index it comes from live searches that were repeated exactly, each shard's answers against the
     exact answers of that shard; None before the first. recall_report: the same with its interval and the softmax mass
-    that was missed.
+    that was missed. created_at: when the generation was made. drift: how far its vectors are from what their encoder
+    makes of the facts now, as whoever trains it last noted; None where nobody has.
     """
 
     url: str
@@ -62,6 +63,8 @@ class MemoryStats:
     recall: float | None
     shards: tuple[ShardStats, ...]
     recall_report: RecallReport | None = None
+    created_at: str = ""
+    drift: float | None = None
 
 
 class Memory:
@@ -94,6 +97,7 @@ class Memory:
         self._refresh_lock = threading.Lock()
         self._write_lock = threading.Lock()  # writers of one process queue here and need not race for the commit
         self._closed = False
+        self._drift: tuple[int, float | None] = (0, None)
 
     @property
     def url(self) -> str:
@@ -371,7 +375,13 @@ class Memory:
             recall=1.0 if exact else (None if report is None else report.recall),
             shards=shards,
             recall_report=report,
+            created_at=manifest.created_at,
+            drift=self._drift[1] if self._drift[0] == served.generation else None,
         )
+
+    def note_drift(self, drift: float) -> None:
+        """Have `stats` say how far the vectors of the generation served are from their encoder as it is now."""
+        self._drift = (self.generation, drift)
 
     def close(self) -> None:
         """Stop what this memory started; a named memory goes on serving its other users. Safe to call twice."""

@@ -74,11 +74,14 @@ class TrainConfig:
     table_damping: the size of a question's gradient, per element of a row, below which a row hardly moves.
     feature_dropout: share of a question's features hidden in training. swap_subjects: share of the questions whose
     subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
-    again. checkpoint_every_refreshes: a checkpoint is written with every so many of these. workers: data-parallel
-    processes of Ray Train; 1 trains in this process. threads: torch threads. max_steps: stop early, 0 for no limit.
-    extra: facts that join the candidates at random, against the bias of an approximate search: "uniform" ones, or whole
-    "clusters" of the stored vectors; extra_facts: how many, on average for clusters. correction: "importance" weighs
-    them in the loss by the chance that they had. sample_questions: asked at every refresh, for the metrics.
+    again. refresh_drift, refresh_recall: it is also embedded again as soon as a sample of its vectors is further than
+    that from what the model makes of the facts now (share of their norm), or holds less than that of the facts that
+    the model would retrieve now; looked at every refresh_check_steps, 0 for never. checkpoint_every_refreshes: a
+    checkpoint is written with every so many scheduled ones. workers: data-parallel processes of Ray Train; 1 trains in
+    this process. threads: torch threads. max_steps: stop early, 0 for no limit. extra: facts that join the candidates
+    at random, against the bias of an approximate search: "uniform" ones, or whole "clusters" of the stored vectors;
+    extra_facts: how many, on average for clusters. correction: "importance" weighs them in the loss by the chance that
+    they had. sample_questions: asked at every refresh, for the metrics.
     """
 
     epochs: int = 4
@@ -92,6 +95,9 @@ class TrainConfig:
     feature_dropout: float = 0.2
     swap_subjects: float = 0.8
     refresh_every_steps: int = 50
+    refresh_drift: float = 0.0
+    refresh_recall: float = 0.0
+    refresh_check_steps: int = 10
     checkpoint_every_refreshes: int = 5
     workers: int = 1
     threads: int = 2
@@ -112,6 +118,14 @@ class TrainConfig:
         between("train.feature_dropout", self.feature_dropout, 0, 1)
         between("train.swap_subjects", self.swap_subjects, 0, 1.0001)
         at_least("train.refresh_every_steps", self.refresh_every_steps, 1)
+        at_least("train.refresh_drift", self.refresh_drift, 0)
+        between("train.refresh_recall", self.refresh_recall, 0, 1)
+        at_least("train.refresh_check_steps", self.refresh_check_steps, 1)
+        if self.workers > 1 and (self.refresh_drift or self.refresh_recall):
+            raise ConfigError(
+                f"expected train.workers = 1 with train.refresh_drift or train.refresh_recall, found {self.workers}: "
+                "each worker would decide for itself; set train.refresh_every_steps instead"
+            )
         at_least("train.checkpoint_every_refreshes", self.checkpoint_every_refreshes, 1)
         at_least("train.workers", self.workers, 1)
         at_least("train.threads", self.threads, 1)

@@ -22,7 +22,7 @@ from memory_store.opening import open_memory
 from memory_store.parts import scan_facts
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
-from pipeline.features import FEATURES_VERSION, QuestionFeatures
+from pipeline.features import FEATURES_VERSION, QuestionFeatures, question_features
 from pipeline.ingest import ingest
 from pipeline.sources.questions import read_questions
 from trainer.attention import KMipsAttention
@@ -38,6 +38,7 @@ from trainer.process import prepare_process
 from trainer.refresh import Refresher
 from trainer.report.write import write_report
 from trainer.sources import EncodedFacts, ExtraFacts
+from trainer.staleness import SAMPLE_QUESTIONS, RefreshPolicy, Staleness, measure_staleness
 from trainer.state import capture, restore
 from trainer.step import Average, Optimizers, training_step
 from trainer.watch import Sample, Watch
@@ -264,6 +265,11 @@ class _Run:
     def train(self, first: int, found: CheckpointInfo | None) -> dict[str, Any]:
         settings = self.config.train
         refresher = Refresher(self.memory, self.encoder, name=_pin_name(self.config), dtype=self.config.memory.dtype)
+        policy = RefreshPolicy(
+            most_drift=settings.refresh_drift,
+            least_recall=settings.refresh_recall,
+            check_every_steps=settings.refresh_check_steps,
+        )
         self.encoder.train()
         self.attention.train()
         if found is not None and self.rank == 0:
@@ -288,6 +294,8 @@ class _Run:
                     self._save(refresher, generation, step, total)
                     if members > 1:
                         generation = self._refresh(refresher, alone)
+            elif policy.is_checked_at(own_step) and policy.is_due(self._staleness(facts[member], own_step, member)):
+                generation = self._refresh(refresher, alone, watched_at=step)
             began_s = time.perf_counter()
             batch = self.data.batch(own_step, self.rank, settings.workers, member=member)
             batch_s = time.perf_counter() - began_s
@@ -316,6 +324,25 @@ class _Run:
         if self.watch is not None:
             self.watch.close()
         return {"steps": total, "loss": self.loss, "generation": generation}
+
+    def _staleness(self, facts: EncodedFacts, own_step: int, member: int) -> Staleness:
+        """Of the memory, for the member that learns; recorded, and shown in the memory's stats."""
+        texts = self.data.batch(own_step, self.rank, self.config.train.workers, member=member).texts
+        questions = question_features(texts[:SAMPLE_QUESTIONS])
+        alone = member if len(self.encoder.members) > 1 else None
+        self.encoder.eval()
+        found = measure_staleness(
+            self.memory,
+            facts,
+            lambda: self.encoder.encode_questions(questions, member=alone),
+            self.config.train.k,
+            seed=self.config.seed,
+        )
+        self.encoder.train()
+        self.memory.note_drift(found.drift)
+        if self.watch is not None:
+            self.watch.measured(found)
+        return found
 
     def _refresh(self, refresher: Refresher, alone: int | None, *, watched_at: int | None = None) -> int:
         """Embed with the model as it is; rank 0 commits, the others wait and serve what it committed.

@@ -16,6 +16,7 @@ from pipeline.features import QuestionFeatures, question_features
 from pipeline.sources.questions import read_questions
 from trainer.data import Batch, Paths, Questions
 from trainer.metrics import MetricsStream, gold_ranks
+from trainer.staleness import Staleness
 from trainer.step import StepReport
 
 # B questions of a batch, Q questions of the sample, K facts retrieved per question, G gold facts of a question
@@ -54,7 +55,9 @@ class Watch:
     """Writes metrics.jsonl for the one process that reports.
 
     A line "train" every few steps: loss, candidates, softmax_size of that step; accuracy and recall are the shares of
-    its questions whose gold fact the memory, as stale as it then was, returned first and among the K. Its timing is the
+    its questions whose gold fact the memory, as stale as it then was, returned first and among the K; stale_steps: the
+    steps since the memory was embedded; drift and index_recall, where a policy measures them, as trainer.staleness
+    found them last. Its timing is the
     mean of the steps since the line before, by stage.
     A line "refresh" at every refresh: accuracy and recall of the sample with the new vectors; stale_accuracy and
     stale_recall with the vectors that were served until then; overlap: mean share of the K facts that the new vectors
@@ -71,6 +74,8 @@ class Watch:
         self._steps = 0
         self._stale_QK: NDArray[np.int64] | None = None
         self._refresh_began_s = 0.0
+        self._fresh_at = resume_step
+        self._staleness: Staleness | None = None
 
     def step(self, done: int, report: StepReport, batch: Batch, batch_s: float, *, last: bool) -> bool:
         """Count a step in; whether it was one that is written. batch_s: what making the batch took."""
@@ -83,7 +88,10 @@ class Watch:
             "loss": report.loss,
             "candidates": report.candidates,
             "softmax_size": report.softmax_size,
+            "stale_steps": done - 1 - self._fresh_at,
         }
+        if self._staleness is not None:
+            values |= {"drift": self._staleness.drift, "index_recall": self._staleness.recall}
         if report.retrieved_BK is not None:
             values |= _shares("", gold_ranks(report.retrieved_BK, batch.gold_BG))
         timing = {f"{name}_s": spent_s / self._steps for name, spent_s in self._spent_s.items()}
@@ -91,6 +99,10 @@ class Watch:
         self._spent_s.clear()
         self._steps = 0
         return True
+
+    def measured(self, found: Staleness) -> None:
+        """Note how stale the memory was found."""
+        self._staleness = found
 
     def before_refresh(self, memory: Memory, encode: Encode | None) -> None:
         """Ask the sample while the vectors are still the old ones; None where they are not of the model that learns."""
@@ -100,6 +112,7 @@ class Watch:
     def refreshed(self, step: int, memory: Memory, encode: Encode) -> None:
         """Ask it again, before the checkpoint of this step: a resumed run has the lines up to its checkpoint."""
         refresh_s = time.perf_counter() - self._refresh_began_s
+        self._fresh_at = step
         if step == self._resume_step and step > 0:
             return  # written by the run that was interrupted
         fresh_QK = self._ask(memory, encode)
