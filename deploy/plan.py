@@ -23,6 +23,7 @@ PART_ROWS = 65_536  # what ingest writes and embed encodes at a time
 PROCESS_BYTES = GIB // 2  # Python with torch and Ray
 TRAINER_BYTES = 5 * GIB // 4  # the same with batches, their gradients, and an allocator that keeps what it freed
 TABLE_COPIES = 3  # of the feature tables: weights, a checkpoint that is taken, and the bytes it is written from
+LOADED_COPIES = 2  # of the feature tables: while a model is read, its file and the model
 FEATURE_BYTES = 1024  # of a fact's features, which the trainer remembers between refreshes,
 REMEMBERED_FACTS = 4_000_000  # of so many facts
 ROWS_WORTH_A_SHARD = 250_000  # below, what Ray adds to a call is more than another core takes off the scan
@@ -105,7 +106,9 @@ def plan_memory(
     disk_bytes = facts_disk_bytes + RESIDENT_GENERATIONS * vectors_disk_bytes
     table_bytes = 2**feature_bits * dim * 4
     train_bytes = TRAINER_BYTES + TABLE_COPIES * table_bytes + min(facts, REMEMBERED_FACTS) * FEATURE_BYTES
-    embed_worker_bytes = PROCESS_BYTES + table_bytes + min(facts, PART_ROWS) * (dim * 4 + 2 * FACT_BYTES)
+    embed_worker_bytes = (
+        PROCESS_BYTES + LOADED_COPIES * table_bytes + min(facts, PART_ROWS) * (dim * 4 + 2 * FACT_BYTES)
+    )
     return Plan(
         facts=facts,
         dim=dim,

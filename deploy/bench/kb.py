@@ -141,7 +141,7 @@ def _build(source: Path, names: Path, memory: Path, run: Path) -> _Built:
 
 
 def _hmn(args: list[str]) -> int:
-    status, peak = run_measured([sys.executable, "-m", "deploy.cli", *args], every_s=0.5)
+    status, peak = run_measured([sys.executable, "-m", "deploy.cli", *args], every_s=1.0)
     if status != 0:
         raise HmnError(f"`hmn {' '.join(args[:2])}` ended with exit status {status}; its message is above")
     return peak

@@ -33,7 +33,7 @@ _NEEDS = {
     "step": "embed",
     "reindex": "embed",
 }
-_SAMPLE_EVERY_S = 0.2
+_SAMPLE_EVERY_S = 1.0  # more often would slow down what is measured
 
 Measured = tuple[list[dict[str, object]], int]
 """The stages of a case, and the peak bytes of all its processes."""

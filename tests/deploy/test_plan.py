@@ -23,6 +23,14 @@ def test_float16_halves_the_vectors_but_not_the_index() -> None:
     assert half.shard.index_bytes == wide.shard.index_bytes
 
 
+def test_what_is_planned_is_what_was_measured() -> None:
+    plan = plan_memory(facts=2_567_310, dim=256, machine=LAPTOP)
+    measured_bytes = (
+        1_567_574_016  # peak of `hmn embed` over the facts of 3.2 million triples, as hmn bench kb tells it
+    )
+    assert plan.embed_worker_bytes == pytest.approx(measured_bytes, rel=0.2)
+
+
 def test_small_memories_are_advised_one_shard_and_large_ones_at_most_one_per_core() -> None:
     advised = [plan_memory(facts=facts, dim=8, machine=LAPTOP).shards_advised for facts in (1, 10**5, 10**6, 10**8)]
     assert advised == [1, 1, 4, 4]

@@ -145,7 +145,7 @@ def test_there_must_be_facts_to_embed(tmp_path: Path) -> None:
 
 
 def test_options_are_checked_before_any_work(memory: str) -> None:
-    with pytest.raises(ConfigError, match="float32 or float16"):
+    with pytest.raises(ConfigError, match="float32, float16 or bfloat16"):
         embed(memory, angles_factory, fingerprint="x", dim=2, dtype="int8")
     with pytest.raises(ConfigError, match="backend 'gpu' is unknown"):
         embed(memory, angles_factory, fingerprint="x", dim=2, backend="gpu")
