@@ -16,7 +16,7 @@ __all__ = ["APPROXIMATE", "CASES", "REFERENCE", "Case", "Source", "chosen_cases"
 Group = Literal["softmax", "search", "bias", "encoder"]
 
 APPROXIMATE = ("ivf", "pca_tree", "wta_hash")
-"""The paper's three, with their defaults."""
+"""The paper's three, with the defaults of the project; the reference is tested with each of them."""
 
 POOR = "ivf?nprobe=1"
 """An index that misses much: what is added at random can only help where the search is biased."""
@@ -42,8 +42,8 @@ def _bias(name: str, shown: str, **train: Any) -> Case:
     return Case(name=name, group="bias", shown=shown, index=POOR, tests=("exact", POOR), train=train)
 
 
-def _search(index: str) -> Case:
-    return Case(name=index, group="search", shown=f"{index} in training", index=index, tests=("exact", index))
+def _search(index: str, name: str = "", shown: str = "") -> Case:
+    return Case(name=name or index, group="search", shown=shown or index, index=index, tests=("exact", index))
 
 
 def _softmax(k: int, tests: tuple[str, ...] = ("exact",)) -> Case:
@@ -56,6 +56,7 @@ CASES: Sequence[Case] = (
     _softmax(10, ("exact", *APPROXIMATE, POOR)),
     Case(name="full", group="softmax", shown="full softmax", train=_FULL),
     _search("ivf"),
+    _search("ivf?nprobe=128", "ivf-128", "ivf, 128 clusters"),
     _search("pca_tree"),
     _search("wta_hash"),
     _bias("poor", "nothing added"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bench.paper_cases import APPROXIMATE, CASES, POOR, REFERENCE, Case
+from deploy.bench.paper_cases import CASES, POOR, REFERENCE, Case
 from deploy.bench.paper_runs import TEST_K, TIMING, unpacked
 from trainer.metrics import wilson
 from trainer.report.svg import Series, line_chart, standalone
@@ -20,6 +20,7 @@ __all__ = ["Found", "convergence_figures", "paired", "results_page", "write_page
 Line = dict[str, Any]
 
 _BY_NAME = {case.name: case for case in CASES}
+_SEARCHED = [case for case in CASES if case.group == "search"]
 
 
 class Found:
@@ -43,17 +44,20 @@ class Found:
 
     def accuracy(self, case: str, index: str = "exact") -> str:
         """`85.1 % (84.4 to 85.8)`: the mean over the seeds, Wilson's interval for as many questions as there are."""
-        if not self.seeds(case):
+        if not self._has(case, index):
             return "–"
         right_SQ = self.right(case, index)
         questions = right_SQ.shape[1]
         low, high = wilson(round(float(right_SQ.mean()) * questions), questions)
         return f"{100 * right_SQ.mean():.2f} % ({100 * low:.1f} to {100 * high:.1f})"
 
+    def _has(self, case: str, index: str) -> bool:
+        return any(index in line["tests"] for line in self.lines(case))
+
     def against(self, case: str, index: str = "exact", *, other: str = REFERENCE, other_index: str = "exact") -> str:
         """The difference to another run, in points, question by question, of the seeds that both have."""
         seeds = sorted(set(self.seeds(case)) & set(self.seeds(other)))
-        if not seeds or (case, index) == (other, other_index):
+        if not seeds or not self._has(case, index) or (case, index) == (other, other_index):
             return "–"
         difference, low, high = paired(self.right(case, index, seeds), self.right(other, other_index, seeds))
         return f"{100 * difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
@@ -86,7 +90,7 @@ def paired(one_SQ: NDArray[np.bool_], other_SQ: NDArray[np.bool_]) -> tuple[floa
 def convergence_figures(found: Found) -> dict[str, str]:
     """File name -> SVG: held-out accuracy by training step, with exact search and with approximate search."""
     exact = [case.name for case in CASES if case.group == "softmax"]
-    approximate = [REFERENCE, *APPROXIMATE]
+    approximate = [REFERENCE, *(case.name for case in _SEARCHED)]
     drawn = {
         "convergence-exact.svg": _curves(found, exact),
         "convergence-approximate.svg": _curves(found, approximate),
@@ -178,7 +182,7 @@ def results_page(found: Found, source: str, steps: int, command: str) -> str:
                     found.recall(name, index),
                     _search_ratio(found, name),
                 )
-                for name, index in [*((index, index) for index in APPROXIMATE), ("poor", POOR)]
+                for name, index in [*((case.name, case.index) for case in _SEARCHED), ("poor", POOR)]
             ],
         ),
         "![Convergence by index](convergence-approximate.svg)\n" if found.seeds(REFERENCE) else "",
