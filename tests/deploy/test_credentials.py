@@ -105,9 +105,10 @@ def test_no_command_says_the_password(said: Callable[..., str]) -> None:
         ("tag", URL, "one"),
         ("compact", URL, "--json"),
         ("upsert", "facts.tsv", "--memory", URL, "--model", "run"),
-        ("delete", "facts.tsv", "--memory", URL, "--json"),
         ("embed", "--memory", URL, "--model", "run"),
         ("sweep", URL),
+        ("ask", "where was ann born", "--run", "run", "--json"),
+        ("delete", "facts.tsv", "--memory", URL, "--json"),
     ):
         said(*words)
     said("inspect", URL, "--generation", "99", status=1)

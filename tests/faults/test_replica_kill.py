@@ -49,7 +49,7 @@ def replicas(service_pid: int) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process(service_pid).children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and (process.cmdline() or [""])[0].startswith("ray::ServeReplica")
+        if process.status() != psutil.STATUS_ZOMBIE and "ServeReplica" in (process.cmdline() or [""])[0]
     ]
 
 
