@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed-from-lock
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format typecheck lock clean
+.PHONY: help setup demo test chaos lint format typecheck docs lock clean
 
 # How many steps `make chaos` takes: about five a second
 STEPS ?= 30000
@@ -41,10 +41,13 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(STAMP)  ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock:  ## take the newest versions pyproject.toml allows, and write them to requirements.lock
 	rm -rf build/lock-venv
 	$(find-python) && "$$python" -m venv build/lock-venv
-	build/lock-venv/bin/python -m pip install --upgrade --editable '.[dev,tensorboard]' 'setuptools>=77'
+	build/lock-venv/bin/python -m pip install --upgrade --editable '.[dev,docs,tensorboard]' 'setuptools>=77'
 	@{ sed -n '/^#/p' requirements.lock; \
 	   build/lock-venv/bin/python -m pip freeze --all --exclude-editable \
 	   | grep -Ev '^(#|pip=|nvidia-|triton|cuda-)' | sed -E 's/\+[A-Za-z0-9.]+$$//' | sort -f; } > build/requirements.lock

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from memory_store.redaction import redact
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -22,6 +24,7 @@ class Console:
     """Handed to every command. Satisfies memory_store.progress.Progress by its method `progress`.
 
     json: the command promised one JSON object on stdout; everything else, prints of libraries too, goes to stderr.
+    Credentials in URLs are shown nowhere: what is printed here ends in logs.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Console:
     def write(self, line: str = "") -> None:
         """One line on stdout, as it is."""
         self.close_bars()
-        print(line, file=self._out, flush=True)
+        print(line if self.json else redact(line), file=self._out, flush=True)
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", notes: Sequence[str] = ()
@@ -90,6 +93,7 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """One line for the person who watches, on stderr."""
+        text = redact(text)
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -180,15 +184,15 @@ class _Task:
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses, paths, numpy numbers and arrays as what JSON knows; NaN and infinity as null."""
+    """Dataclasses, paths, numpy numbers and arrays as what JSON knows; NaN and infinity as null; no credentials."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, str | bool | int | None):
+    if isinstance(value, bool | int | None):
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return redact(str(value))
     if hasattr(value, "tolist"):  # numpy arrays and numbers
         return to_json(value.tolist())
     if isinstance(value, float):

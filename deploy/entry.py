@@ -13,6 +13,7 @@ import click
 
 from deploy.console import Console, to_json
 from memory_store.errors import HmnError
+from memory_store.redaction import redact
 
 __all__ = ["main", "run"]
 
@@ -51,7 +52,7 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
             hint = (
                 f" Try '{error.ctx.command_path} --help'." if isinstance(error, click.UsageError) and error.ctx else ""
             )
-            print(f"error: {error.format_message()}{hint}", file=sys.stderr)
+            print(f"error: {redact(error.format_message())}{hint}", file=sys.stderr)
             return error.exit_code
         except BrokenPipeError:
             _forget_stdout()
@@ -75,7 +76,7 @@ def _report(console: Console, error: Exception) -> int:
     else:
         said = " ".join(str(error).split()) or "no message"
         message, status = f"unexpected {type(error).__name__}: {said[:300]}; {DEBUG_HINT}", FAILED
-    message = " ".join(message.split())
+    message = redact(" ".join(message.split()))
     print(f"error: {message}", file=sys.stderr, flush=True)
     try:
         if console.json:

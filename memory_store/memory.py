@@ -214,6 +214,14 @@ class Memory:
         with self._call() as (engine, _, served):
             return engine.coordinator.vectors(served, ids_C, deadline_s=self._deadline_s)
 
+    def holds(self, fact_ids: ArrayLike) -> NDArray[np.bool_]:
+        """Which of these ids stand for a fact of the generation served, bool [n]; ids may repeat."""
+        ids_C, place_n = np.unique(checked_ids(fact_ids), return_inverse=True)
+        if not len(ids_C):
+            return np.zeros(0, dtype=np.bool_)
+        held_C: NDArray[np.bool_] = self._locate(self.manifest, ids_C).part_C >= 0
+        return held_C[place_n]
+
     def refresh(self, generation: int | None = None) -> int:
         """Serve the newest committed generation, or the one named; returns the generation served.
 

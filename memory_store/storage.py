@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from memory_store.disk import TEMPORARY_SUFFIX, Disk, Entry, LocalFiles, WriteInto
 from memory_store.errors import ConfigError, HmnError, StorageFailed
+from memory_store.redaction import redact
 from memory_store.remote import RemoteFiles, default_cache_dir, resolve
 
 __all__ = ["Storage", "redact"]
@@ -25,7 +25,6 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file; choose a directory",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-_SECRET_WORDS = "sig|token|pass|secret|key|credential"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -43,16 +42,6 @@ class _Files(Protocol):
     def open_input(self, path: str) -> pa.NativeFile: ...
     def cached_bytes(self, path: str) -> bytes | None: ...
     def forget(self, path: str) -> None: ...
-
-
-def redact(text: str) -> str:
-    """The text with every user, password and secret query value in its URLs replaced by ***.
-
-    Where a URL can be read in two ways, the reading that hides more is taken.
-    """
-    text = re.sub(r"://[^/\s]*@", "://***@", text)
-    text = re.sub(r"://[^/\s@:]*:[^\s@]*@", "://***@", text)  # a password may hold a slash
-    return re.sub(rf"([?&][^=&\s]*(?:{_SECRET_WORDS})[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 class Storage:

@@ -2,7 +2,17 @@
 
 from deploy.client.aio import AsyncClient
 from deploy.client.errors import InvalidRequest, Overloaded, ServiceError, ServiceUnavailable, Unauthorized
-from deploy.client.results import Answer, AskResult, FactRead, MemoryInfo, RefreshResult, SearchResult, ShardInfo
+from deploy.client.results import (
+    Answer,
+    AskResult,
+    Fact,
+    FactRead,
+    MemoryInfo,
+    RefreshResult,
+    SearchResult,
+    ShardInfo,
+    WriteResult,
+)
 from deploy.client.retry import RetryPolicy
 from deploy.client.sync import Client
 
@@ -11,6 +21,7 @@ __all__ = [
     "AskResult",
     "AsyncClient",
     "Client",
+    "Fact",
     "FactRead",
     "InvalidRequest",
     "MemoryInfo",
@@ -22,4 +33,5 @@ __all__ = [
     "ServiceUnavailable",
     "ShardInfo",
     "Unauthorized",
+    "WriteResult",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from deploy.client import calls
-from deploy.client.results import AskResult, MemoryInfo, RefreshResult, SearchResult
+from deploy.client.results import AskResult, Fact, MemoryInfo, RefreshResult, SearchResult, WriteResult
 from deploy.client.retry import RetryPolicy
 
 __all__ = ["AsyncClient"]
@@ -61,6 +61,17 @@ class AsyncClient:
         except httpx.TransportError:
             return False
         return response.status_code == 200
+
+    async def upsert(self, facts: Sequence[Fact]) -> WriteResult:
+        """Put facts into the memory, new ones beside, known ones in place of what they said; needs the token.
+
+        Durable and in every later answer when it returns. Raises what `ask` raises; the same again is safe.
+        """
+        return await self._do(calls.upsert(facts))
+
+    async def delete(self, fact_ids: Sequence[int]) -> WriteResult:
+        """Delete facts by id; needs the token. Ids that the memory does not hold are no error. Raises as `ask`."""
+        return await self._do(calls.delete(fact_ids))
 
     async def refresh(self) -> RefreshResult:
         """Have the service look for a newer generation or model now; needs the token."""

@@ -2,16 +2,26 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 import httpx
 
 from deploy.client.errors import InvalidRequest, Overloaded, ServiceError, ServiceUnavailable, Unauthorized
-from deploy.client.results import Answer, AskResult, FactRead, MemoryInfo, RefreshResult, SearchResult, ShardInfo
+from deploy.client.results import (
+    Answer,
+    AskResult,
+    Fact,
+    FactRead,
+    MemoryInfo,
+    RefreshResult,
+    SearchResult,
+    ShardInfo,
+    WriteResult,
+)
 from deploy.client.retry import retry_after_s
 
-__all__ = ["Call", "ask", "failure", "headers", "memory", "no_answer", "refresh", "search"]
+__all__ = ["Call", "ask", "delete", "failure", "headers", "memory", "no_answer", "refresh", "search", "upsert"]
 
 Result = TypeVar("Result")
 
@@ -62,6 +72,14 @@ def refresh() -> Call[RefreshResult]:
         "/v1/refresh",
         lambda content: RefreshResult(moved=content["moved"], generation=content["generation"]),
     )
+
+
+def upsert(facts: Sequence[Fact]) -> Call[WriteResult]:
+    return Call("POST", "/v1/facts", _write_result, {"upsert": [asdict(fact) for fact in facts]})
+
+
+def delete(fact_ids: Sequence[int]) -> Call[WriteResult]:
+    return Call("POST", "/v1/facts", _write_result, {"delete": [str(fact_id) for fact_id in fact_ids]})
 
 
 def failure(response: httpx.Response) -> ServiceError:
@@ -122,6 +140,14 @@ def _search_result(content: Any) -> SearchResult:
         coverage=content["coverage"],
         model=content["model"],
         latency_ms=_latency(content),
+    )
+
+
+def _write_result(content: Any) -> WriteResult:
+    return WriteResult(
+        generation=content["generation"],
+        fact_ids=tuple(map(int, content["fact_ids"])),
+        unknown=tuple(map(int, content["unknown"])),
     )
 
 

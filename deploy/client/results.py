@@ -1,9 +1,31 @@
 """What the service answers, as frozen dataclasses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Answer", "AskResult", "FactRead", "MemoryInfo", "RefreshResult", "SearchResult", "ShardInfo"]
+__all__ = [
+    "Answer",
+    "AskResult",
+    "Fact",
+    "FactRead",
+    "MemoryInfo",
+    "RefreshResult",
+    "SearchResult",
+    "ShardInfo",
+    "WriteResult",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A fact to write. aliases: further names of the subject. objects: names of object_ids, none or one for each."""
+
+    subject_id: str
+    relation: str
+    object_ids: Sequence[str]
+    subject: str | None = None
+    aliases: Sequence[str] = ()
+    objects: Sequence[str | None] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +109,15 @@ class RefreshResult:
 
     moved: str
     generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteResult:
+    """generation: the one that shows the change. fact_ids: written or deleted.
+
+    unknown: of the ids to delete, those that the memory did not hold.
+    """
+
+    generation: int
+    fact_ids: tuple[int, ...]
+    unknown: tuple[int, ...]

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from deploy.client import calls
-from deploy.client.results import AskResult, MemoryInfo, RefreshResult, SearchResult
+from deploy.client.results import AskResult, Fact, MemoryInfo, RefreshResult, SearchResult, WriteResult
 from deploy.client.retry import RetryPolicy
 
 __all__ = ["Client"]
@@ -58,6 +58,17 @@ class Client:
         except httpx.TransportError:
             return False
         return response.status_code == 200
+
+    def upsert(self, facts: Sequence[Fact]) -> WriteResult:
+        """Put facts into the memory, new ones beside, known ones in place of what they said; needs the token.
+
+        Durable and in every later answer when it returns. Raises what `ask` raises; the same again is safe.
+        """
+        return self._do(calls.upsert(facts))
+
+    def delete(self, fact_ids: Sequence[int]) -> WriteResult:
+        """Delete facts by id; needs the token. Ids that the memory does not hold are no error. Raises as `ask`."""
+        return self._do(calls.delete(fact_ids))
 
     def refresh(self) -> RefreshResult:
         """Have the service look for a newer generation or model now; needs the token."""

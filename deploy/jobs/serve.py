@@ -18,6 +18,7 @@ __all__ = ["command"]
 # Ray Serve kills an HTTP front that takes more than 5 s to start or 10 s to say that it is well. On a machine that is
 # busy with training, that is how long things take.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+FRONT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.serve.front.middlewares"}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -121,7 +122,7 @@ def command(
     if host not in LOOPBACK and token_for == "writes":
         console.say(f"Whoever reaches {host}:{port} may read; --token-for all asks everybody for the token.")
 
-    for name, value in PATIENCE.items():  # read when Ray Serve loads, here and in the processes that Ray starts
+    for name, value in (PATIENCE | FRONT).items():  # read when Ray Serve loads, here and in its processes
         os.environ.setdefault(name, value)
     from deploy.serve.replica import serve_run
 

@@ -16,6 +16,7 @@ from deploy.serve.guard import OPEN, WRITES, Guard
 from deploy.serve.metrics import CONTENT_TYPE
 from deploy.serve.schema import (
     AskReply,
+    DeleteRequest,
     ErrorReply,
     HealthReply,
     LimitsReply,
@@ -23,11 +24,16 @@ from deploy.serve.schema import (
     RefreshReply,
     SearchReply,
     ShardLine,
+    UpsertRequest,
+    WriteReply,
     bodies,
+    write_bodies,
 )
 from deploy.serve.service import Service
 from deploy.serve.settings import ServeSettings
+from deploy.serve.writing import Deletion, Upsert, Write
 from memory_store.storage import redact
+from pipeline.stated import StatedFact
 
 __all__ = ["make_app"]
 
@@ -52,6 +58,7 @@ def make_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         redoc_url=None,
     )
     _add_reading(app, service)
+    _add_writing(app, service)
     _add_upkeep(app, service)
     _add_failures(app)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
@@ -94,9 +101,54 @@ def _add_reading(app: FastAPI, service: Service) -> None:
                 for shard in status.shards
             ],
             limits=LimitsReply(
-                body_bytes=limits.body_bytes, text_chars=limits.text_chars, items=limits.items, k=limits.k
+                body_bytes=limits.body_bytes,
+                text_chars=limits.text_chars,
+                items=limits.items,
+                k=limits.k,
+                facts=limits.facts,
             ),
         )
+
+
+def _add_writing(app: FastAPI, service: Service) -> None:
+    upsert_body, delete_body = write_bodies(service.settings.limits)
+
+    @app.post(
+        "/v1/facts",
+        response_model=WriteReply,
+        responses=_errors(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        tags=["write"],
+    )
+    async def facts(body: upsert_body | delete_body) -> WriteReply:  # type: ignore[valid-type]  # made from the limits
+        """Upsert facts, or delete facts by id: durable, and in every answer of this replica, when this is answered.
+
+        An upserted fact says what this request says: it takes the place of the one with its subject and relation. To
+        send the same again is safe.
+        """
+        written = await service.write(_as_write(body))
+        return WriteReply(
+            generation=written.generation,
+            fact_ids=[str(fact_id) for fact_id in written.fact_ids],
+            unknown=[str(fact_id) for fact_id in written.unknown],
+        )
+
+
+def _as_write(body: UpsertRequest | DeleteRequest) -> Write:
+    if isinstance(body, DeleteRequest):
+        return Deletion(fact_ids=[int(fact_id) for fact_id in body.delete])
+    return Upsert(
+        facts=[
+            StatedFact(
+                subject_id=fact.subject_id,
+                subject=fact.subject,
+                aliases=tuple(fact.aliases),
+                relation=fact.relation,
+                object_ids=tuple(fact.object_ids),
+                objects=tuple(fact.objects),
+            )
+            for fact in body.upsert
+        ]
+    )
 
 
 def _add_upkeep(app: FastAPI, service: Service) -> None:
@@ -146,8 +198,9 @@ def _in_words(errors: Any) -> str:
     first = max(errors, key=lambda error: len(error["loc"]))  # of the ways to read a union, the one that got furthest
     if first["type"] == "json_invalid":
         return "expected a body of JSON, found something else"
-    # the names that pydantic gives to the branches of a union ("list[constrained-str]") are not places in the body
-    place = ".".join(str(part) for part in first["loc"][1:] if re.fullmatch(r"\w+", str(part))) or "body"
+    # the names that pydantic gives to the branches of a union ("list[constrained-str]", "UpsertRequest") are not places
+    # in the body
+    place = ".".join(str(part) for part in first["loc"][1:] if re.fullmatch(r"[a-z0-9_]+", str(part))) or "body"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     text = f"{place[:60]}: {first['msg']}{more}"
     # what was sent may hold half of a surrogate pair, which no answer can carry

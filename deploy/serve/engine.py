@@ -15,6 +15,7 @@ from deploy.serve.failures import Refused
 from deploy.serve.rollout import Move, Rollout, Seen, Serving, decide
 from deploy.serve.settings import Source
 from deploy.serve.source import checkpoint_of, first_generation, pin_served, release_pin
+from deploy.serve.writing import Write, Written, write_facts
 from memory_store.errors import HmnError, UnknownFact
 from memory_store.manifest import read_manifest
 from memory_store.memory import Memory
@@ -31,6 +32,7 @@ from trainer.run import load_run
 
 __all__ = ["Asked", "Batch", "Engine", "RunEngine", "Status", "Wanted"]
 
+WRITES_HELD = 16  # generations that the shards hold before those of earlier writes are let go
 SWITCHES_WAITED_FOR = 5  # how often a batch begins again because the generation changed between its search and fetch
 
 log = logging.getLogger("hmn.serve")
@@ -91,6 +93,7 @@ class Engine(Protocol):
     def status(self) -> Status: ...
     def check(self) -> None: ...
     def roll_out(self) -> Rollout: ...
+    def write(self, write: Write) -> Written: ...
     def close(self) -> None: ...
 
 
@@ -146,6 +149,7 @@ class RunEngine:
         self._opened = self._open(encoder, checkpoint, generation)
         self._rollout_lock = threading.Lock()
         self._unreleased = False
+        self._writes_held = 0
         self._status = self._describe(self._opened)
         pin_served(self._storage, source.run_dir, generation)
         self.check()
@@ -228,6 +232,32 @@ class RunEngine:
                 raise
             return rollout
 
+    def write(self, write: Write) -> Written:
+        """Upsert or delete facts, and serve the generation that shows it. Raises Refused, and what `roll_out` raises.
+
+        A write goes on top of the newest generation, which must be this model's: what is newer is rolled out first.
+        """
+        if self._source.generation is not None:
+            raise Refused("conflict", f"the service stays at generation {self._source.generation}: it cannot write")
+        with self._rollout_lock:
+            self._carry_out(self._decide())
+            opened = self._opened
+            before = opened.memory.generation
+            if read_manifest(self._storage).encoder != opened.fingerprint:
+                raise Refused("conflict", "the memory is being embedded by another model; write when that answers")
+            written = write_facts(opened.memory, opened.encoder, write)
+            if opened.memory.manifest.encoder != opened.fingerprint:  # embedded anew between that look and this write
+                opened.memory.refresh(before)
+                raise Refused("conflict", "written, but shown only when the model answers that embeds the memory now")
+            self._unreleased = True
+            self._writes_held += 1
+            if self._writes_held >= WRITES_HELD:
+                opened.memory.release_others()
+                self._writes_held = 0
+            pin_served(self._storage, self._source.run_dir, written.generation)
+        self.check()
+        return written
+
     def close(self) -> None:
         """Close the memory when the batch under way has ended."""
         release_pin(self._storage, self._source.run_dir)
@@ -259,6 +289,7 @@ class RunEngine:
             if self._unreleased:  # by now every batch that began on the older generation has ended
                 self._opened.memory.release_others()
                 self._unreleased = False
+                self._writes_held = 0
             return
         if rollout.move is Move.GENERATION:
             self._opened.memory.refresh(rollout.generation)

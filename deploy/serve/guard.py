@@ -15,7 +15,7 @@ from deploy.serve.failures import Refused, public
 from deploy.serve.settings import Access, Limits
 from memory_store.storage import redact
 
-__all__ = ["OPEN", "WRITES", "Guard", "describe"]
+__all__ = ["MARK", "OPEN", "WRITES", "Guard", "Receive", "Scope", "Send", "describe", "send_refusal"]
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -23,7 +23,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Observe = Callable[[str, str, int, float], None]  # route, method, status, seconds
 
 OPEN = frozenset({"/healthz", "/readyz"})  # whoever runs the service asks these without a token
-WRITES = frozenset({"/v1/refresh"})
+WRITES = frozenset({"/v1/facts", "/v1/refresh"})
+MARK = (b"x-content-type-options", b"nosniff")  # a header of every answer of ours
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = logging.getLogger("hmn.serve")
@@ -111,17 +112,22 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
-            message = {**message, "headers": [*headers, (b"x-content-type-options", b"nosniff")]}
+            message = {**message, "headers": [*headers, MARK]}
         await self._send(message)
 
     async def refuse(self, refused: Refused) -> None:
         if self.status is not None:  # an answer is under way: it can only be cut off
             return
-        body = json.dumps(refused.body(self.request_id)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers()}
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": refused.status, "headers": encoded})
-        await self.send({"type": "http.response.body", "body": body})
+        await send_refusal(self.send, refused, self.request_id)
+
+
+async def send_refusal(send: Send, refused: Refused, request_id: str) -> None:
+    """A refusal as a whole answer."""
+    body = json.dumps(refused.body(request_id)).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers()}
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refused.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
 
 
 def describe(error: BaseException) -> str:

@@ -22,7 +22,9 @@ from memory_store.ray_session import ensure_ray
 __all__ = ["APP_NAME", "serve_run"]
 
 APP_NAME = "hmn"
-HEALTH_CHECK_S = 60.0
+HEALTH_CHECK_S = 60.0  # a replica that is slow because the machine is busy lives
+HEALTH_PERIOD_S = 1.0  # how long a replica may be dead before Ray notices, and starts the next one
+ROUTING_S = 5.0  # what a request may wait for a replica, beside what it may wait in one
 REQUESTS_BEYOND_QUEUE = 256  # reach the application besides those it may queue, so that it is the one that says 429
 
 
@@ -52,13 +54,14 @@ def serve_run(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     try:
-        _start_front(place, host, port, quiet)
+        _start_front(place, host, port, quiet, timeout_s=settings.limits.deadline_s + ROUTING_S)
         as_deployment = serve.deployment(
             name=APP_NAME,
             num_replicas=replicas,
             max_ongoing_requests=settings.limits.waiting + REQUESTS_BEYOND_QUEUE,
             graceful_shutdown_timeout_s=settings.limits.deadline_s,
             health_check_timeout_s=HEALTH_CHECK_S,
+            health_check_period_s=HEALTH_PERIOD_S,
             logging_config=quiet,
         )
         serve.run(as_deployment(Replica).bind(settings), name=APP_NAME, route_prefix="/", logging_config=quiet)
@@ -76,9 +79,10 @@ def serve_run(
                 stop_memory(settings.source.name)
 
 
-def _start_front(place: ProxyLocation, host: str, port: int, quiet: LoggingConfig) -> None:
+def _start_front(place: ProxyLocation, host: str, port: int, quiet: LoggingConfig, *, timeout_s: float) -> None:
     try:
-        serve.start(proxy_location=place, http_options={"host": host, "port": port}, logging_config=quiet)
+        options = {"host": host, "port": port, "request_timeout_s": timeout_s}
+        serve.start(proxy_location=place, http_options=options, logging_config=quiet)
     except (RayActorError, TimeoutError) as error:
         raise RayUnavailable(
             f"expected Ray Serve to listen on {host}:{port}, found that its HTTP front did not start; is the machine "

@@ -9,17 +9,22 @@ from deploy.serve.settings import Limits
 __all__ = [
     "AskReply",
     "AskRequest",
+    "DeleteRequest",
     "ErrorReply",
+    "FactStated",
     "HealthReply",
     "MemoryReply",
     "RefreshReply",
     "SearchReply",
     "SearchRequest",
+    "UpsertRequest",
+    "WriteReply",
     "bodies",
+    "write_bodies",
 ]
 
 # Ids are strings: fact ids have 63 bits, and JavaScript's numbers hold 53.
-FactId = Annotated[str, Field(pattern=r"^[0-9]+$", examples=["4410325187321945"])]
+FactId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$", examples=["4410325187321945"])]
 
 
 class _Strict(BaseModel):
@@ -40,6 +45,29 @@ class SearchRequest(_Strict):
 
     vectors: list[list[FiniteFloat]]
     k: int = 10
+
+
+class FactStated(_Strict):
+    """A fact to write: a subject, a relation, and the objects they lead to."""
+
+    subject_id: str
+    subject: str | None = None
+    aliases: list[str] = []
+    relation: str
+    object_ids: list[str]
+    objects: list[str | None] = []
+
+
+class UpsertRequest(_Strict):
+    """Facts to put into the memory: new ones beside, known ones in place of what they said before."""
+
+    upsert: list[FactStated]
+
+
+class DeleteRequest(_Strict):
+    """Ids of facts that the memory shall hold no longer."""
+
+    delete: list[FactId]
 
 
 def bodies(limits: Limits) -> tuple[type[AskRequest], type[SearchRequest]]:
@@ -68,6 +96,39 @@ def bodies(limits: Limits) -> tuple[type[AskRequest], type[SearchRequest]]:
         k=(k, 10),
     )
     return ask, search
+
+
+def write_bodies(limits: Limits) -> tuple[type[UpsertRequest], type[DeleteRequest]]:
+    """UpsertRequest and DeleteRequest with the limits of this service in them."""
+    text = Annotated[str, StringConstraints(min_length=1, max_length=limits.text_chars, pattern=r"\S")]
+    several = Field(max_length=limits.objects)
+    fact = create_model(
+        "FactStated",
+        __base__=FactStated,
+        __doc__=FactStated.__doc__,
+        subject_id=(text, Field(examples=["gn:3932488"])),
+        subject=(text | None, Field(default=None, description="Its name.", examples=["Peru"])),
+        aliases=(Annotated[list[text], several], Field(default=[], description="Its other names.")),
+        relation=(text, Field(examples=["capital"])),
+        object_ids=(Annotated[list[text], Field(min_length=1, max_length=limits.objects)], Field(examples=[["gn:1"]])),
+        objects=(
+            Annotated[list[text | None], several],
+            Field(default=[], description="Names of the object_ids; none, or one for each.", examples=[["Lima"]]),
+        ),
+    )
+    upsert = create_model(
+        "UpsertRequest",
+        __base__=UpsertRequest,
+        __doc__=UpsertRequest.__doc__,
+        upsert=(list[fact], Field(min_length=1, max_length=limits.facts)),  # type: ignore[valid-type]  # made above
+    )
+    delete = create_model(
+        "DeleteRequest",
+        __base__=DeleteRequest,
+        __doc__=DeleteRequest.__doc__,
+        delete=(Annotated[list[FactId], Field(min_length=1, max_length=limits.facts)], ...),
+    )
+    return upsert, delete
 
 
 class FactRead(BaseModel):
@@ -144,6 +205,7 @@ class LimitsReply(BaseModel):
     text_chars: int
     items: int
     k: int
+    facts: int
 
 
 class MemoryReply(BaseModel):
@@ -166,6 +228,17 @@ class RefreshReply(BaseModel):
 
     moved: Annotated[str, Field(pattern="^(stay|generation|model)$")]
     generation: int
+
+
+class WriteReply(BaseModel):
+    """generation: the one that answers from now on, and shows the change. fact_ids: what was written or deleted.
+
+    unknown: of the ids to delete, those that the memory did not hold.
+    """
+
+    generation: int
+    fact_ids: list[FactId]
+    unknown: list[FactId]
 
 
 class HealthReply(BaseModel):

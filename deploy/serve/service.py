@@ -19,6 +19,7 @@ from deploy.serve.metrics import ServiceMetrics
 from deploy.serve.rollout import Rollout
 from deploy.serve.schema import Answered, AskReply, FactRead, Found, LatencyMs, SearchReply
 from deploy.serve.settings import ServeSettings
+from deploy.serve.writing import Write, Written
 from trainer.ask import Answer
 
 __all__ = ["Service"]
@@ -65,6 +66,7 @@ class Service:
             observe=self.metrics.queued_for,
         )
         self._upkeep: asyncio.Task[None] | None = None
+        self._writing = 0
 
     async def start(self) -> None:
         """Begin to look for rollouts and after the shards."""
@@ -111,8 +113,32 @@ class Service:
         )
 
     async def roll_out(self) -> Rollout:
-        """Look for something newer now. Raises what the engine raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._keeping, self.engine.roll_out)
+        """Look for something newer now. Raises Refused (unavailable: it takes longer), and what the engine raises."""
+        running = asyncio.get_running_loop().run_in_executor(self._keeping, self.engine.roll_out)
+        try:
+            async with asyncio.timeout(self.settings.limits.deadline_s):
+                return await asyncio.shield(running)
+        except TimeoutError:
+            running.add_done_callback(_log_failure)
+            raise Refused("unavailable", "the rollout goes on; GET /v1/memory says when it is done", 5) from None
+
+    async def write(self, write: Write) -> Written:
+        """Upsert or delete facts; one write at a time. Raises Refused and what the engine raises."""
+        limits = self.settings.limits
+        if self._writing >= limits.writing:
+            raise Refused("overloaded", f"{limits.writing} writes are under way or wait already", 1)
+        self._writing += 1
+        running = asyncio.get_running_loop().run_in_executor(self._keeping, self.engine.write, write)
+        running.add_done_callback(self._has_written)
+        try:
+            async with asyncio.timeout(limits.deadline_s):
+                return await asyncio.shield(running)  # goes on although its client does not wait for it
+        except TimeoutError:
+            raise Refused("unavailable", "the write is still under way; the same again is safe", 5) from None
+
+    def _has_written(self, done: "asyncio.Future[Written]") -> None:
+        self._writing -= 1
+        _log_failure(done)
 
     def metrics_text(self) -> bytes:
         return self.metrics.text(self.engine.status(), self._asked.queued + self._wanted.queued)
@@ -136,6 +162,12 @@ class Service:
                     await loop.run_in_executor(self._keeping, self.engine.check)
             except Exception as error:  # noqa: BLE001  # the service goes on with what it serves, and tries again
                 log.warning("upkeep failed, serving goes on: %s", describe(error))
+
+
+def _log_failure(done: "asyncio.Future[Any]") -> None:
+    """For what goes on although nobody may wait for it any more."""
+    if not done.cancelled() and (error := done.exception()) is not None and not isinstance(error, Refused):
+        log.warning("a write or a rollout failed: %s", describe(error))
 
 
 def _answered(text: str, facts: Sequence[Answer]) -> Answered:

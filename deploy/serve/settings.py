@@ -47,6 +47,8 @@ class Limits:
 
     items: questions or vectors in one request. batch: of them in one search. waiting: in the queue; more is answered
     with 429. deadline_s: seconds until a request that waits is given up. body_s: until a body must have arrived.
+    facts: written by one request. objects: of one such fact, and names of its subject. writing: requests that write or
+    wait to; more is answered with 429.
     """
 
     body_bytes: int = 1_048_576
@@ -57,6 +59,9 @@ class Limits:
     waiting: int = 1_024
     deadline_s: float = 30.0
     body_s: float = 10.0
+    facts: int = 1_000
+    objects: int = 1_000
+    writing: int = 16
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

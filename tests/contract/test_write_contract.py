@@ -71,6 +71,8 @@ def test_upserts_and_deletes_are_visible_at_once_and_exact(
     living: tuple[Memory, Model], rng: np.random.Generator
 ) -> None:
     memory, model = living
+    assert memory.holds([3, 1, 3]).tolist() == [True, False, True]
+    assert memory.holds([]).tolist() == []
     queries_BD = np.concatenate([rng.standard_normal((5, DIM)), np.zeros((1, DIM))]).astype(np.float32)
     model.check(memory, queries_BD)
     for step in range(4):

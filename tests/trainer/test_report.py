@@ -214,6 +214,12 @@ def test_any_finite_values_make_a_chart_within_its_frame(ys: list[float], log: b
         assert 0 <= float(place.partition('"')[0]) <= 300
 
 
+def test_shares_that_are_all_whole_make_a_chart() -> None:
+    chart = line_chart([Series(name="a", points=[(1.0, 1.0)])], x_label="x", y_label="y", share=True)
+    assert "100 %" in chart
+    assert "nan" not in chart
+
+
 def test_numbers_are_written_with_the_digits_that_matter() -> None:
     assert [plain(value) for value in (0, 3, 0.25, 1234567, 0.00002)] == ["0", "3", "0.25", "1,234,567", "2e-05"]
 

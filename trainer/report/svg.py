@@ -131,6 +131,8 @@ def line_chart(
     else:
         ends = [*ys, *([0.0] if from_zero else []), *([1.0] if share else [])]
         y_ticks = [tick for tick in _nice_ticks(min(ends), max(ends)) if not share or tick <= 1.0001]
+        if len(y_ticks) < 2:  # all of them are 100 %
+            y_ticks = [0.0, 1.0]
         y_format = percent if share else y_format
     is_log_x = log_x and min(xs) > 0 and max(xs) / min(xs) >= _LOG_FROM
     x_ticks = _log_ticks(min(xs), max(xs)) if is_log_x else _nice_ticks(min(xs), max(xs), 6)

@@ -1,6 +1,7 @@
 """The client, sync and async: typed answers, retries that honour Retry-After, errors that say what to do."""
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from deploy.client import (
     AsyncClient,
     Client,
+    Fact,
     InvalidRequest,
     Overloaded,
     RetryPolicy,
@@ -150,6 +152,30 @@ def test_the_memory_and_a_refresh_are_typed(kind: str) -> None:
     result, _ = with_client(kind, moved, "refresh", token="the token")
     assert (result.moved, result.generation) == ("model", 9)
     assert moved.requests[0].headers["authorization"] == "Bearer the token"
+
+
+def test_facts_are_written_and_deleted_by_id(kind: str) -> None:
+    service = FakeService(
+        refusal(503), httpx.Response(200, json={"generation": 4, "fact_ids": [str(2**62)], "unknown": ["5"]})
+    )
+    fact = Fact(subject_id="p", subject="Peru", relation="capital", object_ids=["l"], objects=["Lima"])
+    result, _ = with_client(kind, service, "upsert", [fact])
+    assert (result.generation, result.fact_ids, result.unknown) == (4, (2**62,), (5,))
+    assert len(service.requests) == 2
+    assert json.loads(service.requests[1].read()) == {
+        "upsert": [
+            {
+                "subject_id": "p",
+                "subject": "Peru",
+                "aliases": [],
+                "relation": "capital",
+                "object_ids": ["l"],
+                "objects": ["Lima"],
+            }
+        ]
+    }
+    with_client(kind, service, "delete", [2**62, 5])
+    assert json.loads(service.requests[2].read()) == {"delete": [str(2**62), "5"]}
 
 
 def test_the_token_comes_from_the_environment(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from deploy.serve.engine import Asked, Batch, Status, Wanted
 from deploy.serve.failures import Refused
 from deploy.serve.rollout import Move, Rollout
 from deploy.serve.settings import Access, Limits, ServeSettings, Source
+from deploy.serve.writing import Upsert, Write, Written
 from memory_store.shard import ShardStats
 from trainer.ask import Answer
 
@@ -25,7 +26,7 @@ class FakeEngine:
     """Answers every question with facts named after it. fail_with: raised by the next batches instead.
 
     hold: while it is cleared, batches wait, so that a test decides what comes together. sizes: of the batches begun.
-    poison: a question that makes its whole batch fail.
+    poison: a question that makes its whole batch fail. writes: what was written.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class FakeEngine:
         self.generation = 3
         self.coverage = 1.0
         self.closed = False
+        self.writes: list[Write] = []
 
     def ask(self, asked: Sequence[Asked]) -> Batch:
         self._begin(len(asked))
@@ -85,10 +87,20 @@ class FakeEngine:
         pass
 
     def roll_out(self) -> Rollout:
+        self.hold.wait(60)
         if self.fail_with is not None:
             raise self.fail_with
         self.generation += 1
         return Rollout(Move.GENERATION, self.generation)
+
+    def write(self, write: Write) -> Written:
+        self.writes.append(write)
+        self.hold.wait(60)
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.generation += 1
+        ids = range(2**62, 2**62 + len(write.facts)) if isinstance(write, Upsert) else write.fact_ids
+        return Written(generation=self.generation, fact_ids=tuple(ids))
 
     def close(self) -> None:
         self.closed = True

@@ -182,6 +182,19 @@ def test_a_refresh_rolls_out_what_is_new(converse: Converse) -> None:
     assert converse(talk).json() == {"moved": "generation", "generation": 4}
 
 
+def test_a_rollout_that_takes_long_is_answered_and_goes_on(converse: Converse, engine: Any) -> None:
+    async def talk(client: httpx.AsyncClient) -> httpx.Response:
+        engine.hold.clear()
+        reply = await client.post("/v1/refresh", headers={"authorization": "Bearer a token that is long enough"})
+        engine.hold.set()
+        return reply
+
+    reply = converse(talk, limits=Limits(deadline_s=0.01))
+    assert reply.status_code == 503
+    assert reply.headers["retry-after"]
+    assert engine.generation == 4
+
+
 def test_the_engine_is_closed_with_the_service(converse: Converse, engine: Any) -> None:
     async def talk(client: httpx.AsyncClient) -> None:
         pass

@@ -14,13 +14,16 @@ from deploy.serve.failures import Refused
 from deploy.serve.rollout import Move
 from deploy.serve.settings import Source
 from deploy.serve.source import located
+from deploy.serve.writing import Deletion, Upsert
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, VersionMismatch
 from memory_store.manifest import current_generation
 from memory_store.storage import Storage
 from memory_store.topk import TopK
-from memory_store.upkeep import pins
+from memory_store.upkeep import pins, verify_memory
 from pipeline.embed import embed
+from pipeline.facts import fact_id_of
 from pipeline.ingest import ingest
+from pipeline.stated import StatedFact
 from trainer.ask import Answerer
 from trainer.config import RunConfig
 from trainer.loop import train
@@ -262,3 +265,58 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(place: Path, tm
     found = located(source_of(place, memory=None))
     assert found.follows_checkpoint
     assert Path(found.memory or "").is_absolute()
+
+
+ZOE = StatedFact(subject_id="z", subject="zoe", relation="born_in", object_ids=("x",), objects=("Xanten",))
+
+
+def test_what_is_written_is_in_the_next_answer_and_survives(place: Path, engine: RunEngine) -> None:
+    before = engine.status()
+    written = engine.write(Upsert(facts=[ZOE]))
+    assert (written.generation, len(written.fact_ids)) == (before.generation + 1, 1)
+    batch = engine.ask([Asked("where was zoe born", 99)])
+    assert batch.generation == written.generation
+    assert "Xanten" in [fact.objects[0] for fact in batch.results[0]]
+    assert (engine.status().generation, engine.status().facts) == (written.generation, before.facts + 1)
+    assert written.generation in pins(Storage(str(place / "memory"))).values()
+    replaced = engine.write(Upsert(facts=[replace(ZOE, objects=("Zell",))]))
+    assert replaced.fact_ids == written.fact_ids
+    gone = engine.write(Deletion(fact_ids=[*written.fact_ids, 5, 2**70]))
+    assert (gone.fact_ids, gone.unknown) == (written.fact_ids, (5, 2**70))
+    assert engine.write(Deletion(fact_ids=[5])).generation == gone.generation
+    assert engine.status().facts == before.facts
+    assert verify_memory(str(place / "memory")).problems == ()
+
+
+def test_many_writes_leave_few_generations_in_the_shards(engine: RunEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.serve.engine.WRITES_HELD", 3)
+    for number in range(7):
+        engine.write(Upsert(facts=[replace(ZOE, objects=(f"town {number}",))]))
+    (shard,) = engine._opened.memory.stats().shards
+    assert len(shard.generations_resident) <= 3
+    assert engine.ask([Asked("where was zoe born", 99)]).generation == engine.status().generation
+
+
+def test_a_write_goes_on_top_of_what_others_wrote(place: Path, engine: RunEngine) -> None:
+    add_a_fact(place)
+    assert engine.write(Deletion(fact_ids=[fact_id_of("z", "born_in")])).fact_ids
+    assert engine.status().generations_rolled_out == 1
+
+
+def test_what_cannot_be_written_is_refused_and_changes_nothing(place: Path, engine: RunEngine) -> None:
+    storage = Storage(str(place / "memory"))
+    newest = current_generation(storage)
+    with pytest.raises(Refused, match="upsert: fact 0: empty subject_id") as refused:
+        engine.write(Upsert(facts=[replace(ZOE, subject_id=" ")]))
+    assert refused.value.status == 422
+    stays = RunEngine(source_of(place, generation=newest))
+    with pytest.raises(Refused, match="stays at generation") as refused:
+        stays.write(Upsert(facts=[ZOE]))
+    assert refused.value.status == 409
+    stays.close()
+    assert current_generation(storage) == newest
+    train_again(place)  # another model embeds the memory, and is not published yet
+    newest = current_generation(storage)
+    with pytest.raises(Refused, match="another model"):
+        engine.write(Upsert(facts=[ZOE]))
+    assert current_generation(storage) == newest

@@ -47,14 +47,19 @@ def assert_refused(reply: httpx.Response, *statuses: int) -> None:
     ],
 )
 def test_without_the_right_token_nothing_is_written(converse: Converse, engine: Any, authorization: str | None) -> None:
-    async def talk(client: httpx.AsyncClient) -> httpx.Response:
-        headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}
-        return await client.post("/v1/refresh", headers=headers)  # type: ignore[arg-type]
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        headers: Any = {} if authorization is None else {"authorization": authorization.encode("latin-1")}
+        return [
+            await client.post("/v1/refresh", headers=headers),
+            await client.post("/v1/facts", headers=headers, json={"delete": ["1"]}),
+            await client.post("/v1/facts", headers=headers, content=b"no body at all"),
+        ]
 
-    reply = converse(talk)
-    assert_refused(reply, 401)
-    assert reply.headers["www-authenticate"] == "Bearer"
+    for reply in converse(talk):
+        assert_refused(reply, 401)
+        assert reply.headers["www-authenticate"] == "Bearer"
     assert engine.generation == 3
+    assert engine.writes == []
 
 
 def test_a_service_without_a_token_refuses_every_write(converse: Converse, engine: Any) -> None:
@@ -62,11 +67,13 @@ def test_a_service_without_a_token_refuses_every_write(converse: Converse, engin
         return [
             await client.post("/v1/refresh"),
             await client.post("/v1/refresh", headers={"authorization": "Bearer "}),
+            await client.post("/v1/facts", json={"delete": ["1"]}, headers={"authorization": f"Bearer {TOKEN}"}),
         ]
 
     for reply in converse(talk, token=None):
         assert_refused(reply, 403)
     assert engine.generation == 3
+    assert engine.writes == []
 
 
 def test_the_token_can_be_asked_for_everything_but_health(converse: Converse) -> None:
@@ -228,7 +235,7 @@ def test_other_kinds_of_bodies_are_refused(
             "/v1/ask%00",
             "/docs/../x",
         ),
-        *("/v1/memory/7", "/static/..%5c..%5cx", "/" + "a" * 5000, "/%ff", "/v1/facts"),
+        *("/v1/memory/7", "/static/..%5c..%5cx", "/" + "a" * 5000, "/%ff", "/v1/facts/7"),
     ],
 )
 def test_no_address_leads_out_of_the_routes(converse: Converse, path: str) -> None:
