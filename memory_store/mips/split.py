@@ -25,7 +25,7 @@ __all__ = ["SplitSource", "build_split", "restore_split", "split_bytes"]
 
 _DEFAULT_VALUES = 24  # shared values probed, and as many subjects looked at, but at least two per slot of the answer
 _LEAST_CLUSTERS = 8  # as many clusters of subjects are scanned as values are probed, but at least so many
-_ROWS_PER_SUBJECT = 256  # rows of one subject that are looked at: a subject with more has them in the lists of values
+_ROWS_PER_SUBJECT = 128  # rows of one subject that are looked at: a subject with more has them in the lists of values
 _SPARE = 4  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
 _SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
 _VALUES_AT_ONCE = 2**18  # 1 MiB of rows stays in a core's cache until they are scored
