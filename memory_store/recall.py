@@ -101,13 +101,14 @@ def next_effort(report: RecallReport, target: float, most: int, too_little: int)
     """The effort to search with from now on. too_little: the largest effort lately seen to miss the target, or 0.
 
     Raised when the target is missed, on clear evidence after a few queries; lowered, slowly, when the whole interval
-    lies above the target, and not to what was too little.
+    lies so far above the target that less should meet it too, and not to what was too little. Less effort is taken to
+    miss more by the square of its factor: an inverted file on heavy-tailed rows was seen to miss twice as much at 0.8.
     """
     effort = report.effort
     if (report.queries >= _FEW and report.high < target) or (report.queries >= _ENOUGH and report.recall < target):
         far = 1 - report.recall > 3 * (1 - target)
         return min(most, max(effort + 1, math.ceil(effort * (_RAISE_FAR if far else _RAISE))))
-    if report.queries >= _ENOUGH and report.low > target:
+    if report.queries >= _ENOUGH and 1 - report.low < (1 - target) * _LOWER**2:
         lower = max(1, math.floor(effort * _LOWER))
         return lower if lower > too_little else effort
     return effort

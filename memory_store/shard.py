@@ -146,23 +146,13 @@ class _Main:
             if isinstance(self.index, ApproximateIndex) and config.recall_share > 0:
                 self.index.measure_recall(config.recall_share, config.target_recall)
                 if config.target_recall is not None and before is not None:
-                    _go_on(before.index, self.index)
+                    self.index.go_on_from(before.index)
 
     @property
     def recall(self) -> RecallReport | None:
         """What the index's recall meter has found, if it has one."""
         meter = self.index.meter if isinstance(self.index, ApproximateIndex) else None
         return None if meter is None else meter.report()
-
-
-def _go_on(before: MipsIndex | None, index: ApproximateIndex) -> None:
-    """Search with the effort that the index before had come to, as a share of what there is to look at.
-
-    Vectors that drift from generation to generation ask for about as much as they did; to learn it anew would take the
-    checks of many searches, that meanwhile miss the target.
-    """
-    if isinstance(before, ApproximateIndex) and before.most_effort > 1 and index.most_effort > 1:
-        index.effort = round(before.effort * index.most_effort / before.most_effort)
 
 
 class _Snapshot:

@@ -187,7 +187,13 @@ def command(
     url: str | None,
     run: Path | None,
     docs: Path | None,
-    **numbers: int,
+    dim: int,
+    queries: int,
+    batch: int,
+    k: int,
+    threads: int,
+    turns: int,
+    seed: int,
 ) -> None:
     """Recall@K against queries per second, build time and memory of every index, ours and others', side by side.
 
@@ -207,7 +213,13 @@ def command(
         results=results,
         trained=None if url is None or run is None else TrainedSource(memory=url, run=run),
         progress=console.progress,
-        **numbers,
+        dim=dim,
+        queries=queries,
+        batch=batch,
+        k=k,
+        threads=threads,
+        turns=turns,
+        seed=seed,
     )
     if docs is not None:
         write_pages(docs, found["cases"])

@@ -105,7 +105,8 @@ def _timed(
     exact: Callable[[Vectors], object], built: Built, batches: list[Vectors], k: int, effort: int, turns: int
 ) -> dict[str, float]:
     """Medians over turns; in each, one batch is searched by the exact index and at once by the other."""
-    exact_s, engine_s = [], []
+    exact_s: list[float] = []
+    engine_s: list[float] = []
     for turn in range(turns):
         queries_bD = batches[turn % len(batches)]
         for search, times_s in ((exact, exact_s), (lambda q: built.search(q, k, effort), engine_s)):

@@ -1,8 +1,10 @@
 """What `hmn bench ann` compares: our indexes, and those of faiss, hnswlib, usearch and scalable-vs where installed."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -164,11 +166,14 @@ def _svs(compressed: bool) -> Callable[[Vectors, int], Built]:
     def build(vectors_ND: Vectors, threads: int) -> Built:
         svs = import_module("svs")
         parameters = svs.VamanaBuildParameters(graph_max_degree=2 * NEIGHBOURS, window_size=BUILD_QUEUE, alpha=_ALPHA)
-        data: Any = vectors_ND
-        if compressed:
-            loader = svs.VectorDataLoader.from_array if hasattr(svs.VectorDataLoader, "from_array") else None
-            data = svs.LVQLoader(loader(vectors_ND) if loader else vectors_ND, primary=8)
-        index = svs.Vamana.build(parameters, data, svs.DistanceType.MIP, num_threads=threads)
+        with tempfile.TemporaryDirectory(prefix="hmn-svs-") as folder:
+            data: Any = vectors_ND
+            if compressed:  # it reads what it compresses from a file
+                path = str(Path(folder) / "rows.fvecs")
+                svs.write_vecs(np.ascontiguousarray(vectors_ND), path)
+                rows = svs.VectorDataLoader(path, svs.DataType.float32, dims=vectors_ND.shape[1])
+                data = svs.LVQLoader(rows, primary=8)
+            index = svs.Vamana.build(parameters, data, svs.DistanceType.MIP, num_threads=threads)
 
         def search(queries_BD: Vectors, k: int, effort: int) -> NDArray[np.int64]:
             index.search_window_size = max(effort, k)

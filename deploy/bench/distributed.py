@@ -37,7 +37,6 @@ BLAS_ALWAYS = 0  # faiss: from this many queries on, products go through BLAS; 0
 PAUSE_S = 0.02  # between two measurements, so that spinning threads of the one do not slow the other
 
 
-@ray.remote
 class _FaissActor:
     """What one would write in an afternoon: an index of faiss over a slice of the rows, searched by its caller."""
 
@@ -119,7 +118,8 @@ def _faiss_actors(
     path: Path, n: int, count: int, factory: str, threads: int, k: int, stack: ExitStack
 ) -> Callable[[Vectors], NDArray[np.int64]]:
     ends = [n * number // count for number in range(count + 1)]
-    options = _FaissActor.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}}, num_cpus=0)
+    remote: Any = ray.remote(_FaissActor)
+    options = remote.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}}, num_cpus=0)
     actors = [options.remote(str(path), start, stop, factory, threads) for start, stop in pairwise(ends)]
     for actor in actors:
         stack.callback(ray.kill, actor)

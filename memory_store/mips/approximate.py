@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.mips.base import SavedArrays, ShardVectors, check_queries
+from memory_store.mips.base import MipsIndex, SavedArrays, ShardVectors, check_queries
 from memory_store.mips.dense import search_dense
 from memory_store.mips.meter import TIME_SHARE, RecallMeter
 from memory_store.mips.rescore import score_pairs
@@ -122,6 +122,15 @@ class ApproximateIndex:
         if self.source is not None:  # else every answer is exact
             self._meter = RecallMeter(self, share=share, target=target, time_share=time_share)
             self._checking = Workers(1)  # beside those of searches, which must not wait
+
+    def go_on_from(self, before: MipsIndex | None) -> None:
+        """Search with the effort that the index before had come to, as a share of what there is to look at.
+
+        Vectors that drift from generation to generation ask for about as much as they did; to learn it anew would take
+        the checks of many searches, which meanwhile miss the target.
+        """
+        if isinstance(before, ApproximateIndex) and before.most_effort > 1 and self.most_effort > 1:
+            self.effort = round(before.effort * self.most_effort / before.most_effort)
 
     @property
     def meter(self) -> RecallMeter | None:

@@ -73,14 +73,8 @@ class InvertedLists:
         self, queries_bD: NDArray[np.float32], lists_bP: NDArray[np.int64], count: int, live: LiveRows | None
     ) -> NDArray[np.int64]:
         """The `count` rows of highest inner product in each query's lists (a list of -1 is none), padded with -1."""
-        return self.scan_scored(queries_bD, lists_bP, count, live)[1]
-
-    def scan_scored(
-        self, queries_bD: NDArray[np.float32], lists_bP: NDArray[np.int64], count: int, live: LiveRows | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(scores, rows) of what `scan` finds; scores are those of the codes."""
         unused_bP = np.zeros(lists_bP.shape, dtype=np.float32)  # scores of lists, which only residual codes need
-        return _search(self._index, queries_bD, lists_bP, unused_bP, count, live)
+        return _search(self._index, queries_bD, lists_bP, unused_bP, count, live)[1]
 
     def to_bytes(self) -> NDArray[np.uint8]:
         """The lists as faiss writes them: plain data, no code."""

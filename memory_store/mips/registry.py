@@ -54,8 +54,7 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 summary="for vectors that share parts, as facts do: the best relations and subjects name the rows",
                 exact=False,
                 options={
-                    "values": "shared values (relations) probed per query, and as many subjects; 64 by default",
-                    "codes": _CODES,
+                    "values": "shared values (relations) probed per query, and as many subjects; 24 by default",
                 },
                 build=build_split,
                 bytes_needed=split_bytes,

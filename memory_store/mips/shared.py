@@ -77,7 +77,8 @@ def values_of(rows: ScaledRows, columns_F: NDArray[np.int64]) -> Values:
 def _hashes(rows_nF: NDArray[np.float32], multipliers_F: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A hash of each row, the sum of one per value, so that hashes of blocks of columns can be added."""
     words = torch.from_numpy(np.ascontiguousarray(rows_nF) + np.float32(0)).to(torch.bfloat16).view(torch.int16)
-    return (words.numpy().astype(np.uint64) * multipliers_F).sum(axis=1, dtype=np.uint64)
+    hash_n: NDArray[np.uint64] = (words.numpy().astype(np.uint64) * multipliers_F).sum(axis=1, dtype=np.uint64)
+    return hash_n
 
 
 def _multipliers(dim: int) -> NDArray[np.uint64]:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.coarse import AllMeans
-from memory_store.mips.codes import CODES, choose_codes, code_width, planned_codes, spare_slots
+from memory_store.mips.codes import code_width, spare_slots
 from memory_store.mips.ivf import build_ivf, default_nlist, ivf_bytes, restore_ivf
 from memory_store.mips.kmeans import cluster_at_once
-from memory_store.mips.lists import InvertedLists, PackedLists
-from memory_store.mips.options import one_of, whole_number
+from memory_store.mips.lists import PackedLists
+from memory_store.mips.options import whole_number
 from memory_store.mips.scaled import ScaledRows, unit_rows
 from memory_store.mips.shared import shared_columns, values_of
 from memory_store.mips.workers import Workers
@@ -23,12 +23,10 @@ from memory_store.mips.workers import Workers
 
 __all__ = ["SplitSource", "build_split", "restore_split", "split_bytes"]
 
-_DEFAULT_VALUES = 64  # shared values probed
-_SUBJECTS_SHARE = 2  # subjects looked at: one per two values, but at least two per slot of the answer
-_CLUSTERS_SHARE = 8  # clusters of subjects that are scanned: one per eight values,
-_LEAST_CLUSTERS = 4  # but at least so many
-_ROWS_PER_SUBJECT = 256  # rows of one subject that are looked at: a subject with more has them in the lists of values
-_SPARE = 2  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
+_DEFAULT_VALUES = 24  # shared values probed, and as many subjects looked at, but at least two per slot of the answer
+_LEAST_CLUSTERS = 8  # as many clusters of subjects are scanned as values are probed, but at least so many
+_ROWS_PER_SUBJECT = 128  # rows of one subject that are looked at: a subject with more has them in the lists of values
+_SPARE = 4  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
 _SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
 _VALUES_AT_ONCE = 2**18  # 1 MiB of rows stays in a core's cache until they are scored
 _LEAST_PER_VALUE = 16  # rows that share a value, on average, below which clusters serve better
@@ -60,7 +58,7 @@ class SplitSource(CandidateSource):
         value_N: NDArray[np.int32],
         lists: PackedLists,
         chooser: AllMeans,
-        subjects: InvertedLists,
+        subjects: PackedLists,
         row_N: NDArray[np.int32],
         ends: NDArray[np.int64],
         values: int,
@@ -77,13 +75,13 @@ class SplitSource(CandidateSource):
         self._row_N = row_N
         self._ends = ends
         self._shared_F, self._other_E = np.flatnonzero(shared_D), np.flatnonzero(~shared_D)
-        self._columns_FV = torch.from_numpy(values_VF).t()
+        self._columns_FV = torch.from_numpy(values_VF).to(torch.bfloat16).t()  # codes of 4 bits err far more
         self.most_effort = len(values_VF)
         self.default_effort = min(values, self.most_effort)
 
     @property
     def nbytes(self) -> int:
-        arrays = (self._shared_D, self._values_VF, self._value_N, self._row_N, self._ends)
+        arrays = (self._shared_D, self._values_VF, self._columns_FV, self._value_N, self._row_N, self._ends)
         parts = (self._lists, self._chooser, self._subjects)
         return sum(array.nbytes for array in arrays) + sum(part.nbytes for part in parts)
 
@@ -92,15 +90,15 @@ class SplitSource(CandidateSource):
     ) -> NDArray[np.int64]:
         count = _SPARE * spare_slots(k)
         other_bE = np.ascontiguousarray(queries_bD[:, self._other_E])
-        shared_bF = torch.from_numpy(np.ascontiguousarray(queries_bD[:, self._shared_F]))
-        values_bV = torch.mm(shared_bF, self._columns_FV).numpy()
+        shared_bF = torch.from_numpy(queries_bD[:, self._shared_F]).to(torch.bfloat16)
+        values_bV = torch.mm(shared_bF, self._columns_FV).float().numpy()
         score_bP, value_bP = _highest(values_bV, None, min(effort, self.most_effort))
         dead = 0 if live is None else min(live.dead, _MOST_FOR_DEAD_ROWS)
         score_bC, row_bC = self._lists.scan(other_bE, value_bP, score_bP, count + dead)
         if live is not None:
             score_bC[~live.mask_N[row_bC]] = -np.inf
         by_value = _highest(score_bC, row_bC, count)
-        by_subject = self._of_subjects(other_bE, values_bV, k, effort, live, dead, spare_slots(k))
+        by_subject = self._of_subjects(other_bE, values_bV, k, effort, live, dead, count)
         return self._best_in_float32(queries_bD, _of_both(by_value, by_subject), k + _SPARE_ROWS)
 
     def _best_in_float32(
@@ -111,9 +109,10 @@ class SplitSource(CandidateSource):
         step = max(_VALUES_AT_ONCE // (row_bC.shape[1] * self._rows.dim), 1)
         for start in range(0, len(row_bC), step):
             part = slice(start, start + step)
-            taken_CD = torch.from_numpy(self._rows.take(np.where(held_bC[part], row_bC[part], 0).ravel()))
-            query_bD1 = torch.from_numpy(queries_bD[part]).unsqueeze(2)
-            score_bC[part] = torch.bmm(taken_CD.view(len(query_bD1), -1, self._rows.dim), query_bD1).squeeze(2).numpy()
+            row_pC = np.where(held_bC[part], row_bC[part], 0)
+            taken_pCD = self._rows.take(row_pC.ravel()).reshape(*row_pC.shape, -1)
+            # numpy's product of a matrix and a vector, line by line, is 17 times as fast here as torch.bmm
+            score_bC[part] = np.matmul(taken_pCD, queries_bD[part, :, None])[:, :, 0]
         score_bC[~held_bC] = -np.inf
         return _highest(score_bC, row_bC, count)[1]
 
@@ -142,11 +141,11 @@ class SplitSource(CandidateSource):
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(scores, rows) [b, count or less] of the best rows of the highest subjects, padded with -inf and -1."""
         batch = len(other_bE)
-        clusters = min(max(effort // _CLUSTERS_SHARE, _LEAST_CLUSTERS), self._chooser.num_lists)
-        subjects = min(max(effort // _SUBJECTS_SHARE, 2 * k) + dead, len(self._ends) - 1)
-        subject_score_bS, subject_bS = self._subjects.scan_scored(
-            other_bE, self._chooser.choose(other_bE, clusters), subjects, None
-        )
+        clusters = min(max(effort, _LEAST_CLUSTERS), self._chooser.num_lists)
+        subjects = min(max(effort, 2 * k) + dead, len(self._ends) - 1)
+        cluster_bP = self._chooser.choose(other_bE, clusters)
+        nothing_bP = np.zeros(cluster_bP.shape, dtype=np.float32)  # that a cluster would add to its subjects
+        subject_score_bS, subject_bS = self._subjects.scan(other_bE, cluster_bP, nothing_bP, subjects)
         query_P, slot_P = np.nonzero(subject_bS >= 0)
         subject_P = subject_bS[query_P, slot_P]
         score_P = subject_score_bS[query_P, slot_P]
@@ -189,29 +188,27 @@ def _highest(
     """(scores, rows) of the `count` highest of each line, in any order; rows are their places where none are given."""
     width = score_bC.shape[1]
     if width > count:
-        place_bC = np.argpartition(score_bC, width - count, axis=1)[:, width - count :]
-        score_bC = np.take_along_axis(score_bC, place_bC, axis=1)
-        return score_bC, place_bC if row_bC is None else np.take_along_axis(row_bC, place_bC, axis=1)
+        highest = torch.topk(torch.from_numpy(score_bC), count, dim=1, sorted=False)
+        place_bC = highest.indices.numpy()
+        return highest.values.numpy(), place_bC if row_bC is None else np.take_along_axis(row_bC, place_bC, axis=1)
     return score_bC, np.broadcast_to(np.arange(width), score_bC.shape) if row_bC is None else row_bC
 
 
 def build_split(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Find what the rows share and list them by it; rows that share nothing get the index `ivf` instead."""
     workers = Workers(threads)
-    codes, values = _settings(spec)
+    values = _values(spec)
     if vectors.num_rows <= SMALL_ROWS:
         return ApproximateIndex(vectors, None, workers)
     rows = ScaledRows(vectors)
     shared_D = shared_columns(rows)
-    source = None if shared_D is None else _make(rows, shared_D, codes, values, workers)
+    source = None if shared_D is None else _make(rows, shared_D, values, workers)
     if source is None:
-        return build_ivf(vectors, _as_ivf(spec), threads)
+        return build_ivf(vectors, IndexSpec("ivf"), threads)
     return ApproximateIndex(vectors, source, workers)
 
 
-def _make(
-    rows: ScaledRows, shared_D: NDArray[np.bool_], codes: str, values: int, workers: Workers
-) -> SplitSource | None:
+def _make(rows: ScaledRows, shared_D: NDArray[np.bool_], values: int, workers: Workers) -> SplitSource | None:
     shared_F, other_E = np.flatnonzero(shared_D), np.flatnonzero(~shared_D)
     shared, others = values_of(rows, shared_F), values_of(rows, other_E)
     most_subjects = max(rows.num_rows // _MOST_PER_SUBJECT, 2)
@@ -229,9 +226,11 @@ def _make(
         cluster_S[part] = clusters.nearest(unit_rows(block_nE), workers)
         sums_LE.index_add_(0, torch.from_numpy(cluster_S[part]), torch.from_numpy(block_nE))
     used_L, cluster_S = np.unique(cluster_S, return_inverse=True)
-    means_LE: NDArray[np.float32] = sums_LE.numpy()[used_L] / np.bincount(cluster_S).astype(np.float32)[:, None]
+    means_LE: NDArray[np.float32] = np.divide(
+        sums_LE.numpy()[used_L], np.bincount(cluster_S)[:, None], dtype=np.float32
+    )
     lists = PackedLists.build(other_rows, shared.value_N, shared.count, rng, workers)
-    subjects = InvertedLists.build(subject_rows, cluster_S, len(used_L), choose_codes(codes, subject_rows), workers)
+    subjects = PackedLists.build(subject_rows, cluster_S, len(used_L), rng, workers)
     row_N = np.argsort(others.value_N, kind="stable").astype(np.int32)
     ends = np.concatenate([[0], np.cumsum(np.bincount(others.value_N, minlength=others.count))]).astype(np.int64)
     return SplitSource(
@@ -251,7 +250,7 @@ def _make(
 def restore_split(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: SavedArrays) -> ApproximateIndex:
     """The index that SplitSource.arrays describes, or IvfSource.arrays where the rows shared nothing."""
     if "shared" not in arrays:
-        return restore_ivf(vectors, _as_ivf(spec), threads, arrays)
+        return restore_ivf(vectors, IndexSpec("ivf"), threads, arrays)
 
     def own(name: str) -> NDArray[Any]:
         return np.array(arrays[name])
@@ -263,29 +262,23 @@ def restore_split(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: 
         own("value_of_row"),
         PackedLists.from_bytes(arrays["lists"]),
         AllMeans(own("means")),
-        InvertedLists.from_bytes(arrays["subjects"]),
+        PackedLists.from_bytes(arrays["subjects"]),
         own("rows"),
         own("ends"),
-        _settings(spec)[1],
+        _values(spec),
     )
     return ApproximateIndex(vectors, source, Workers(threads))
 
 
 def split_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
     """What the index will hold, at most: every row a subject of its own, and one shared value for eight rows."""
-    codes, _ = _settings(spec)
     nlist = default_nlist(rows)
     lists = PackedLists.planned_bytes(rows, code_width(dim), rows // _LEAST_PER_VALUE)
-    subjects = InvertedLists.planned_bytes(rows, code_width(dim), nlist, planned_codes(codes))
+    subjects = PackedLists.planned_bytes(rows, code_width(dim), nlist)
     numbers = rows * (4 + 4 + 8)  # value_N, row_N, ends
-    values = (rows // _LEAST_PER_VALUE + nlist) * 4 * dim + dim
-    return max(lists + subjects + numbers + values, ivf_bytes(_as_ivf(spec), rows, dim))
+    values = (rows // _LEAST_PER_VALUE + nlist) * 6 * dim + dim
+    return max(lists + subjects + numbers + values, ivf_bytes(IndexSpec("ivf"), rows, dim))
 
 
-def _as_ivf(spec: IndexSpec) -> IndexSpec:
-    return IndexSpec("ivf", {name: value for name, value in spec.options.items() if name == "codes"})
-
-
-def _settings(spec: IndexSpec) -> tuple[str, int]:
-    """(codes, shared values probed)."""
-    return one_of(spec, "codes", CODES), whole_number(spec, "values", _DEFAULT_VALUES)
+def _values(spec: IndexSpec) -> int:
+    return whole_number(spec, "values", _DEFAULT_VALUES)

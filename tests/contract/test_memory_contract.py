@@ -82,7 +82,7 @@ def test_search_equals_brute_force(opener: Opener, stored, shards: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "index", ["ivf?nlist=16&nprobe=12", "pca_tree", "wta_hash", "hnsw", "faiss:IVF4,Flat?search=nprobe=4"]
+    "index", ["ivf?nlist=16&nprobe=12", "split", "pca_tree", "wta_hash", "hnsw", "faiss:IVF4,Flat?search=nprobe=4"]
 )
 def test_every_approximate_index_gives_true_scores_and_a_file_to_restart_from(
     opener: Opener, stored, tmp_path: Path, index: str

@@ -75,6 +75,7 @@ def test_shards_are_pooled_by_the_queries_they_checked() -> None:
         (report(0.94, 0.80, 0.97, queries=20), 0, 10),  # unclear: wait
         (report(0.97, 0.94, 0.99), 0, 10),
         (report(0.99, 0.98, 1.00), 0, 8),
+        (report(0.98, 0.96, 0.99), 0, 10),  # above, but not by so much that less would do
         (report(0.99, 0.98, 1.00), 8, 10),  # 8 was too little before
         (report(0.99, 0.98, 1.00, effort=1), 0, 1),
         (report(0.2, 0.1, 0.3, effort=90), 0, 100),

@@ -79,3 +79,13 @@ def test_bad_overrides_and_missing_files_are_refused(tmp_path: Path) -> None:
             load_config(path, [override])
     with pytest.raises(ConfigError, match="found none"):
         load_config(tmp_path / "absent.toml")
+
+
+def test_a_target_recall_is_a_share_and_needs_searches_that_are_repeated(tmp_path: Path) -> None:
+    path = _write(tmp_path, GOOD)
+    kept = load_config(path, ["memory.index=split", "memory.target_recall=0.95"]).memory
+    assert (kept.target_recall, kept.recall_share) == (0.95, 0.01)
+    with pytest.raises(ConfigError, match=r"memory\.recall_share above 0"):
+        load_config(path, ["memory.target_recall=0.95", "memory.recall_share=0.0"])
+    with pytest.raises(ConfigError, match=r"memory\.target_recall < 1"):
+        load_config(path, ["memory.target_recall=1.0"])

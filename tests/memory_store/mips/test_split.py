@@ -71,7 +71,7 @@ def test_the_best_facts_are_found_by_their_relation_or_by_their_subject() -> Non
         assert len(np.unique(held_C)) == len(held_C)
     index.effort = 10**9
     assert index.effort == RELATIONS
-    assert recall(index, rows_ND, queries_BD) > 0.99
+    assert recall(index, rows_ND, queries_BD) > 0.97
 
 
 def test_rows_that_are_not_live_are_never_found_and_crowd_out_no_other() -> None:
