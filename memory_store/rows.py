@@ -1,6 +1,7 @@
 """Rows of a shard as they lie in part files: ids, vectors and a lookup at once, facts when first asked for."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -35,15 +36,23 @@ class Rows:
     """
 
     def __init__(
-        self, storage: Storage, manifest: Manifest, slices: Sequence[Slice], dead: DeadRows, *, without_dead: bool
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        slices: Sequence[Slice],
+        dead: DeadRows,
+        *,
+        without_dead: bool,
+        threads: int = 1,
     ) -> None:
+        """threads: how many part files are read at a time, for their checksums."""
         self._storage = storage
         self._facts_parts = manifest.facts
         self._slices = slices
         self._generation = manifest.generation
         self._starts = np.cumsum([0, *(piece.rows for piece in slices)])
         placed = manifest.vectors or manifest.facts
-        tables = [_open_slice(storage, placed, piece) for piece in slices]
+        tables = _open_slices(storage, placed, slices, threads)
         self._ids_N = np.concatenate([np.zeros(0, dtype=np.int64), *(_int64(table["fact_id"]) for table in tables)])
         chunks = [vectors_of(table) for table in tables] if manifest.vectors else []
         for chunk in chunks:
@@ -133,6 +142,13 @@ def _with_stand_ins(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDAr
     replaced_N = ids_N.copy()
     replaced_N[hidden_M] = _FIRST_STAND_IN - hidden_M
     return replaced_N
+
+
+def _open_slices(storage: Storage, parts: Sequence[Part], slices: Sequence[Slice], threads: int) -> list[pa.Table]:
+    if threads == 1 or len(slices) < 2:
+        return [_open_slice(storage, parts, piece) for piece in slices]
+    with ThreadPoolExecutor(min(threads, len(slices)), thread_name_prefix="hmn-open") as pool:
+        return list(pool.map(lambda piece: _open_slice(storage, parts, piece), slices))
 
 
 def _open_slice(storage: Storage, parts: Sequence[Part], piece: Slice) -> pa.Table:

@@ -172,7 +172,7 @@ class _Snapshot:
         main_slices = [piece for piece in slices if piece.part < main_parts]
         self.main: _Main = known or _Main(
             storage,
-            Rows(storage, manifest, main_slices, dead, without_dead=False),
+            Rows(storage, manifest, main_slices, dead, without_dead=False, threads=config.threads),
             main_slices,
             key,
             config,

@@ -180,6 +180,9 @@ def _score(evaluation: Any) -> dict[str, Any]:
         "answer_accuracy": overall.answer_accuracy,
         "recall": overall.recall,
         "not_held": evaluation.missing,
+        "path_accuracy_of_held": overall.path_accuracy
+        * overall.questions
+        / max(overall.questions - evaluation.missing, 1),
     }
 
 
@@ -286,7 +289,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
             "raw file to first answer": duration(result["raw_file_to_first_answer_s"]),
             **{
                 f"path accuracy, {name}": f"{score['path_accuracy']:.2%} ({score['interval'][0]:.2%} to "
-                f"{score['interval'][1]:.2%}) of {score['questions']:,}; {score['not_held']:,} paths not held"
+                f"{score['interval'][1]:.2%}) of {score['questions']:,}; without the {score['not_held']:,} not "
+                f"held {score['path_accuracy_of_held']:.2%}"
                 for name, score in result["accuracy"].items()
             },
             "lost, gained": f"{result['lost']:,} questions lost by the whole memory, {result['gained']:,} gained",
