@@ -25,10 +25,11 @@ def test_float16_halves_the_vectors_but_not_the_index() -> None:
 
 def test_what_is_planned_is_what_was_measured() -> None:
     plan = plan_memory(facts=2_567_310, dim=256, machine=LAPTOP)
-    measured_bytes = (
-        1_567_574_016  # peak of `hmn embed` over the facts of 3.2 million triples, as hmn bench kb tells it
-    )
-    assert plan.embed_worker_bytes == pytest.approx(measured_bytes, rel=0.2)
+    # the peak of `hmn embed` over the facts of 3.2 million triples, as `hmn bench kb` tells it
+    assert plan.embed_worker_bytes == pytest.approx(1_567_574_016, rel=0.2)
+    plan = plan_memory(facts=10_000_000, dim=128, machine=LAPTOP, index="exact?scan=int8", shards=1)
+    # what the index held after searches of 128 queries, as `hmn bench scale` tells it
+    assert plan.shard.index_bytes == pytest.approx(1_650_338_272, rel=0.2)
 
 
 def test_small_memories_are_advised_one_shard_and_large_ones_at_most_one_per_core() -> None:
