@@ -33,8 +33,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_site_holds_every_page_of_the_documentation() -> None:
+    docs = REPOSITORY / "docs"
     listed = set(re.findall(r": (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE))
-    assert listed == {page.name for page in (REPOSITORY / "docs").glob("*.md")}
+    assert listed == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
 
 
 def test_every_block_of_the_tutorial_runs(
