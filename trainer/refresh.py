@@ -49,9 +49,7 @@ class FactEmbedder:
     def _features(self, facts: pa.Table) -> FactFeatures:
         if self._remember == 0:
             return FactFeatures.from_table(facts)
-        # Facts never change under their ids, so the ids say whether these features were read before.
-        ids = np.ascontiguousarray(facts["fact_id"].to_numpy())
-        key = xxhash.xxh3_128_hexdigest(ids.view(np.uint8).data)
+        key = _content(facts["features"])
         if key not in self._remembered:
             features = FactFeatures.from_table(facts)
             if self._facts + len(features) > self._remember:
@@ -59,6 +57,16 @@ class FactEmbedder:
             self._remembered[key] = features
             self._facts += len(features)
         return self._remembered[key]
+
+
+def _content(features: pa.ChunkedArray) -> str:
+    """Names what the column holds. An upsert may give a fact other names under its id, so the ids would not do."""
+    digest = xxhash.xxh3_128()
+    for chunk in features.chunks:
+        digest.update(f"{chunk.offset} {len(chunk)}".encode())
+        for buffer in chunk.buffers():
+            digest.update(b"-" if buffer is None else buffer)
+    return digest.hexdigest()
 
 
 class Refresher:

@@ -18,6 +18,7 @@ from trainer.encoders.facts import FactFeatures
 from trainer.encoders.registry import ENCODERS, make_encoder
 from trainer.encoders.settings import ModelConfig
 from trainer.encoders.tables import FeatureTable, RowAdagrad, sum_rows
+from trainer.refresh import FactEmbedder
 
 SMALL = {"entity_dim": 64, "relation_dim": 16, "feature_bits": 14, "hidden": 16, "reader_hidden": 8}
 
@@ -203,3 +204,17 @@ def test_rows_of_several_workers_are_summed_in_order() -> None:
     )
     assert index.tolist() == [0, 1, 4]
     assert total[:, 0].tolist() == [2, 1, 6]
+
+
+def test_a_fact_that_has_other_names_under_its_id_is_embedded_anew() -> None:
+    embedder = FactEmbedder(_encoder())
+    before, after = (
+        _facts([(["anne"], "born"), (["bob"], "born")]),
+        _facts([(["anne", "ann"], "born"), (["bob"], "born")]),
+    )
+    assert before["fact_id"].equals(after["fact_id"])
+    first_ND, second_ND = embedder(before), embedder(after)
+    assert np.abs(first_ND[0] - second_ND[0]).max() > 0.01
+    np.testing.assert_allclose(first_ND[1], second_ND[1], atol=1e-5)
+    np.testing.assert_array_equal(embedder(before), first_ND)  # remembered
+    np.testing.assert_allclose(embedder(after.slice(1)), second_ND[1:], atol=1e-5)
