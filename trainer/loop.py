@@ -44,6 +44,9 @@ from trainer.watch import Sample, Watch
 
 __all__ = ["RunResult", "train", "train_worker"]
 
+# A cluster takes a minute to miss a node and several to start another one: a run of hours had better wait for that.
+SHARD_DEADLINE_S = 600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -211,7 +214,11 @@ def train_worker(
         watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first)
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
-        config.memory.url, config.memory.shards, config.memory.index, backend=config.memory.backend
+        config.memory.url,
+        config.memory.shards,
+        config.memory.index,
+        backend=config.memory.backend,
+        deadline_s=SHARD_DEADLINE_S,
     ) as memory:
         run = _Run(
             config=config,

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from deploy.cli import hmn
+from memory_store.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -150,7 +151,8 @@ def test_the_job_runs_a_command_that_exists_with_options_that_it_takes() -> None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, when Ray Serve's schemas load
-def test_the_service_is_an_application_that_ray_serve_takes() -> None:
+def test_the_service_is_an_application_that_ray_serve_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve import Application
     from ray.serve.schema import ServeDeploySchema
 
     from deploy.serve.build import ServiceArgs, app
@@ -161,8 +163,14 @@ def test_the_service_is_an_application_that_ray_serve_takes() -> None:
     )
     (application,) = config.applications
     assert application.import_path == f"{app.__module__}:{app.__name__}"
-    ServiceArgs.model_validate(application.args)
+    args = ServiceArgs.model_validate(application.args)
     assert [deployment.name for deployment in application.deployments] == [APP_NAME]
+    with pytest.raises(ConfigError, match="expected a run with a checkpoint"):
+        app(args.model_copy(update={"run": str(tmp_path)}))
+    monkeypatch.setattr("deploy.serve.build.located", lambda source: source)
+    assert isinstance(app(args), Application)
+    with pytest.raises(ValueError, match="shard"):
+        ServiceArgs.model_validate(application.args | {"shard": 3})
 
 
 def instructions() -> list[tuple[str, str]]:
