@@ -153,13 +153,14 @@ class RayShardHandle:
             "max_restarts": -1,
             "max_task_retries": 0,
             "num_cpus": self._cpus,
-            "scheduling_strategy": "SPREAD"
-            if self._node is None
-            else NodeAffinitySchedulingStrategy(self._node, soft=True),
+            "scheduling_strategy": "SPREAD",
             "namespace": NAMESPACE,
             # Every shard has a name, so that `hmn cluster status` finds those of other jobs too.
             "name": self._name or f"{PREFIX}{UNSHARED}{uuid4().hex}:{self._config.shard}-of-{self._config.num_shards}",
         }
+        if self._node is not None:
+            # An actor that asks for nothing at all is put anywhere by Ray, whatever its strategy: ask for one byte.
+            options |= {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._node, soft=True), "memory": 1}
         if self._name is not None:
             options |= {"lifetime": "detached", "get_if_exists": True}
         return ShardActor.options(**options).remote(self._config)  # type: ignore[attr-defined]  # added by ray.remote
@@ -183,7 +184,7 @@ def start_shards(configs: Sequence[ShardConfig], *, name: str | None, cpus: floa
 
 
 def _nodes_in_turn(count: int) -> list[str | None]:
-    """A node for each of so many shards, beginning anywhere; Ray's own spreading of actors without CPUs is by chance.
+    """A node for each of so many shards, beginning anywhere: memories with few shards do not all share one node.
 
     A node without CPUs, as the head of a large cluster often is, gets none while others have some.
     """
