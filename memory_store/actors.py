@@ -20,6 +20,7 @@ from ray.exceptions import (
     RayActorError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from memory_store.calls import Call, CallFailed
 from memory_store.code_version import code_version
@@ -125,8 +126,10 @@ def _call_failed(error: RayActorError) -> CallFailed:
 class RayShardHandle:
     """The coordinator's end of one shard actor."""
 
-    def __init__(self, config: ShardConfig, name: str | None, cpus: float) -> None:
+    def __init__(self, config: ShardConfig, name: str | None, cpus: float, node: str | None = None) -> None:
+        """node: where the shard starts if it can; Ray puts it elsewhere once that node is gone."""
         self._config = config
+        self._node = node
         copy = f"-copy-{config.replica}" if config.replica else ""
         self._name = None if name is None else f"{PREFIX}{name}:{config.shard}-of-{config.num_shards}{copy}"
         self._cpus = cpus
@@ -155,6 +158,9 @@ class RayShardHandle:
             # Every shard has a name, so that `hmn cluster status` finds those of other jobs too.
             "name": self._name or f"{PREFIX}{UNSHARED}{uuid4().hex}:{self._config.shard}-of-{self._config.num_shards}",
         }
+        if self._node is not None:
+            # An actor that asks for nothing at all is put anywhere by Ray, whatever its strategy: ask for one byte.
+            options |= {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._node, soft=True), "memory": 1}
         if self._name is not None:
             options |= {"lifetime": "detached", "get_if_exists": True}
         return ShardActor.options(**options).remote(self._config)  # type: ignore[attr-defined]  # added by ray.remote
@@ -169,11 +175,23 @@ def start_shards(configs: Sequence[ShardConfig], *, name: str | None, cpus: floa
     if name is not None and (not name or name.startswith(UNSHARED)):
         raise ConfigError(f"expected a name that is not empty and does not begin with {UNSHARED}, found {name!r}")
     ensure_ray()
-    handles = [RayShardHandle(config, name, cpus) for config in configs]
+    nodes = _nodes_in_turn(len(configs)) if cpus == 0 else [None] * len(configs)
+    handles = [RayShardHandle(config, name, cpus, node) for config, node in zip(configs, nodes, strict=True)]
     deadline = time.monotonic() + START_DEADLINE_S
     for handle, config in zip(handles, configs, strict=True):
         _await_stamp(handle, config, name, deadline)
     return handles
+
+
+def _nodes_in_turn(count: int) -> list[str | None]:
+    """A node for each of so many shards, beginning anywhere: memories with few shards do not all share one node.
+
+    A node without CPUs, as the head of a large cluster often is, gets none while others have some.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray leaves it untyped
+    nodes: list[str | None] = [*sorted(node["NodeID"] for node in alive if node["Resources"].get("CPU"))] or [None]
+    first = uuid4().int % len(nodes)
+    return [nodes[(first + turn) % len(nodes)] for turn in range(count)]
 
 
 def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, deadline: float) -> None:

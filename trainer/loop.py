@@ -45,6 +45,9 @@ from trainer.watch import Sample, Watch
 
 __all__ = ["RunResult", "train", "train_worker"]
 
+# A cluster takes a minute to miss a node and several to start another one: a run of hours had better wait for that.
+SHARD_DEADLINE_S = 600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -219,6 +222,7 @@ def train_worker(
         replicas=config.memory.replicas,
         recall_share=config.memory.recall_share,
         target_recall=config.memory.target_recall or None,
+        deadline_s=SHARD_DEADLINE_S,
     ) as memory:
         run = _Run(
             config=config,
