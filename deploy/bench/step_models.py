@@ -1,7 +1,7 @@
 """What `hmn bench step` trains, each both ways: softmax over the K facts that MIPS finds, and over all facts."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +56,7 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
     """What `hmn train` does with its default settings: the `ngram` encoder, on generated facts with names of 2 words.
 
     Both ways are `training_step` with everything it does; only the attention's candidates differ. The full softmax is
-    spared the fetching: it keeps the features of all facts.
+    spared the fetching: from its first step on it has the features of all facts.
     """
     encoders = {way: make_encoder(ModelConfig(), seed) for way in ("k_mips", "full_softmax")}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,13 +70,10 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
         embedder = FactEmbedder(searched)
         embed(url, lambda: embedder, fingerprint=searched.fingerprint(), dim=searched.dim, progress=progress)
         with open_memory(url, threads=threads) as memory:
-            sources: Mapping[str, FactSource] = {
-                "k_mips": EncodedFacts(memory, searched),
-                "full_softmax": _EveryFact(memory, encoders["full_softmax"], features),
-            }
+            rules: dict[str, CandidateRule] = {"k_mips": "union", "full_softmax": "full"}
             ways = {
-                way: default_step(encoder, sources[way], "union" if way == "k_mips" else "full", asked)
-                for way, encoder in encoders.items()
+                way: default_step(encoders[way], EncodedFacts(memory, encoders[way]), rule, asked)
+                for way, rule in rules.items()
             }
 
             def search(batch: int) -> None:
@@ -121,24 +118,6 @@ def paper_model(facts: int, threads: int, seed: int, progress: Progress) -> Iter
 
 
 MODELS = {"default": default_model, "paper": paper_model}
-
-
-class _EveryFact:
-    """All facts of a memory, their features in memory, encoded afresh by the model that learns."""
-
-    def __init__(self, memory: Memory, encoder: Encoder, features: FactFeatures) -> None:
-        self._all_ids = EncodedFacts(memory, encoder).all_ids()
-        self._encoder = encoder
-        self._features = features
-
-    def search(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        raise NotImplementedError("the full softmax does not search")
-
-    def encode(self, fact_ids_C: NDArray[np.int64]) -> Tensor:
-        return self._encoder.encode_facts(self._features)
-
-    def all_ids(self) -> NDArray[np.int64]:
-        return self._all_ids
 
 
 def default_step(encoder: Encoder, source: FactSource, candidates: CandidateRule, asked: "Generated") -> Step:
