@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 import time
@@ -237,15 +236,15 @@ def search_during(memory: Memory, queries_BD: NDArray[np.float32], during: str, 
 @click.pass_obj
 def command(
     console: Console, facts: int, dim: int, upserted: int, seconds: float, backend: str, shards: int, seed: int
-) -> None:
+) -> int:
     """Time upserts, deletes, a compaction and a rebuild of one memory, and searches while they go on.
 
-    Every answer is checked for a fact that is always there, and for generations that only grow.
+    Every answer is checked for a fact that is always there, and for generations that only grow. Exit status 1 if a
+    search failed or an answer was wrong.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hmn-bench-live-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="hmn-bench-live-") as folder:
         figures = run_live_bench(
-            folder,
+            Path(folder),
             facts=facts,
             dim=dim,
             upserted=upserted,
@@ -255,9 +254,8 @@ def command(
             seed=seed,
             progress=console.progress,
         )
-    finally:
-        shutil.rmtree(folder)
     console.result(asdict(figures), lambda: _show(console, figures))
+    return 1 if any(line.failed or line.wrong for line in figures.searches) else 0
 
 
 def _show(console: Console, figures: LiveFigures) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import tempfile
 import time
@@ -142,10 +141,9 @@ def command(console: Console, facts: int, dim: int, shards: int, kills: int, ind
 
     Exit status 1 if a search failed or an answer was wrong.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hmn-bench-recovery-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="hmn-bench-recovery-") as folder:
         figures = run_recovery_bench(
-            folder,
+            Path(folder),
             facts=facts,
             dim=dim,
             shards=shards,
@@ -154,8 +152,6 @@ def command(console: Console, facts: int, dim: int, shards: int, kills: int, ind
             seed=seed,
             progress=console.progress,
         )
-    finally:
-        shutil.rmtree(folder)
     console.result(asdict(figures), lambda: _show(console, figures))
     return 1 if any(line.failed or line.wrong for line in figures.searches) else 0
 
