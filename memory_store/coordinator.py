@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from memory_store.calls import Call, CallFailed, ShardHandle
 from memory_store.errors import ShardUnavailable, UnknownFact
+from memory_store.parts import take_rows
 from memory_store.policy import Decision, Partial, ShardPolicy, ShardReport
 from memory_store.replicas import HedgedCall, tend
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, ShardStats
@@ -81,7 +82,7 @@ class Coordinator:
             "fetch", (served.generation, fact_ids_C, columns), deadline_s=deadline_s
         )
         order_C = _order([answer.positions_F for answer in found], fact_ids_C, served.generation)
-        return pa.concat_tables([answer.table for answer in found]).take(pa.array(order_C)).combine_chunks()
+        return take_rows(pa.concat_tables([answer.table for answer in found]), order_C)
 
     def vectors(self, served: Served, fact_ids_C: NDArray[np.int64], *, deadline_s: float) -> NDArray[np.float32]:
         """Stored vectors, float32 [C, D], in the order asked; UnknownFact when no shard holds an id."""

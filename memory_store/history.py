@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from memory_store.manifest import Change, Manifest, Part, RestoreContent, read_manifest
-from memory_store.parts import FACTS_SCHEMA, dead_rows, fact_ids_of, live_rows, open_part, vectors_of
+from memory_store.parts import FACTS_SCHEMA, dead_rows, fact_ids_of, live_rows, open_part, take_rows, vectors_of
 from memory_store.storage import Storage
 from memory_store.upkeep import pin, unpin
 from memory_store.vectors import widened
@@ -118,9 +118,9 @@ class _Side:
         pieces, order_C = [], []
         for number, positions, rows in self._by_part(ids_C):
             table = self._open(self._manifest.facts[number]).select(_COMPARED_COLUMNS)
-            pieces.append(table.take(pa.array(rows)))
+            pieces.append(take_rows(table, rows))
             order_C.append(positions)
-        return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(order_C))))
+        return take_rows(pa.concat_tables(pieces), np.argsort(np.concatenate(order_C)))
 
     def vectors(self, ids_C: NDArray[np.int64]) -> NDArray[np.float32]:
         """Their vectors [C, D], in the order asked."""

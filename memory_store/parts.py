@@ -1,6 +1,7 @@
 """Part files: Arrow IPC, written atomically with their checksum, verified and mapped without copying."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "open_part",
     "scan_facts",
     "scan_vectors",
+    "take_rows",
     "vectors_of",
     "vectors_schema",
     "vectors_table",
@@ -126,6 +128,27 @@ def open_part(storage: Storage, part: Part, schema: pa.Schema | None = None) -> 
     except CorruptFile:
         storage.forget(part.path)  # a cached copy may be the broken one; on a local disk this changes nothing
         return _open_verified(storage, part, schema)
+
+
+def take_rows(table: pa.Table, row_F: NDArray[np.int64]) -> pa.Table:
+    """Rows [F] of a table, in the order asked, as one chunk. Costs what the rows cost, however large the table is.
+
+    pyarrow's own `take` of a column of lists in several chunks copies the whole column first.
+    """
+    order_F = np.argsort(row_F, kind="stable")
+    sorted_F = row_F[order_F]
+    batches = table.to_batches()
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    bounds = np.searchsorted(sorted_F, starts)
+    pieces = [
+        batch.take(pa.array(sorted_F[first:stop] - start))
+        for batch, start, (first, stop) in zip(batches, starts[:-1], pairwise(bounds), strict=True)
+        if first < stop
+    ]
+    taken = pa.Table.from_batches(pieces, table.schema).combine_chunks()
+    if np.array_equal(sorted_F, row_F):
+        return taken
+    return taken.take(pa.array(np.argsort(order_F)))
 
 
 def vectors_of(table: pa.Table) -> StoredVectors:

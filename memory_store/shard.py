@@ -21,7 +21,7 @@ from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import MipsIndex
 from memory_store.mips.registry import build_index
-from memory_store.parts import FACTS_SCHEMA, dead_rows, live_rows
+from memory_store.parts import FACTS_SCHEMA, dead_rows, live_rows, take_rows
 from memory_store.placement import Slice, place
 from memory_store.recall import RecallReport
 from memory_store.rows import Rows
@@ -267,7 +267,7 @@ class Shard:
         for rows, _, rows_F in found:
             if len(rows_F):
                 table = rows.facts if columns is None else rows.facts.select(list(columns))
-                tables.append(table.take(pa.array(rows_F)))
+                tables.append(take_rows(table, rows_F))
         names = FACTS_SCHEMA.names if columns is None else list(columns)
         nothing = FACTS_SCHEMA.empty_table().select(names)
         positions_F = np.concatenate([positions for _, positions, _ in found])

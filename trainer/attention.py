@@ -23,6 +23,7 @@ __all__ = [
     "FactSource",
     "KMipsAttention",
     "Reading",
+    "Selection",
     "StoredFacts",
     "TensorFacts",
     "pad_ids",
@@ -110,6 +111,17 @@ class Reading:
     log_chance_C: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """The candidates of a batch: fact_ids_C int64, sorted, unique. allowed_BC: which of them each question may read;
+    None for all. gold_BC, log_chance_C: as in Reading."""
+
+    fact_ids_C: NDArray[np.int64]
+    allowed_BC: NDArray[np.bool_] | None
+    gold_BC: NDArray[np.bool_] | None
+    log_chance_C: NDArray[np.float64] | None
+
+
 class KMipsAttention(nn.Module):
     """R(q) = sum over i in top-K(q) of softmax_K(h(q) . m_i) m_i (Chandar et al. 2016, section 3).
 
@@ -150,47 +162,69 @@ class KMipsAttention(nn.Module):
         """
         source = _as_source(facts)
         gold_BG = _checked_gold(gold_BG, len(query_BD))
+        if retrieved_BK is None and self.candidates != "full":
+            retrieved_BK = source.search(query_BD.detach().float().cpu().numpy(), self.k)
+        selection = self.select(source, gold_BG, retrieved_BK=retrieved_BK, drawn=drawn)
+        return self.read(query_BD, source.encode(selection.fact_ids_C), selection)
+
+    def select(
+        self,
+        source: FactSource,
+        gold_BG: NDArray[np.int64],
+        *,
+        retrieved_BK: NDArray[np.int64] | None,
+        drawn: Drawn | None = None,
+    ) -> Selection:
+        """Which facts the questions may read, without any gradient: the first half of `forward`.
+
+        retrieved_BK: what the search found for them; None for the full softmax.
+        """
         joining_BG = gold_BG if self.training else gold_BG[:, :0]
-        log_chance_C = None
+        log_chance_C = allowed_BC = None
         if self.candidates == "full":
             if drawn is not None:
                 raise ConfigError('expected no drawn facts with candidates "full", which reads all facts anyway')
             fact_ids_C = source.all_ids()
-            allowed_BC = None
         else:
-            if retrieved_BK is None:
-                retrieved_BK = source.search(query_BD.detach().float().cpu().numpy(), self.k)
+            assert retrieved_BK is not None, "only the full softmax reads without a search"
             own_BX = np.concatenate([retrieved_BK, joining_BG], axis=1)
             fact_ids_C = np.unique(own_BX)
             fact_ids_C = fact_ids_C[fact_ids_C != NO_FACT]
             if drawn is not None:
                 certain_C, fact_ids_C = fact_ids_C, np.union1d(fact_ids_C, drawn.fact_ids_X)
                 is_drawn_C = ~np.isin(fact_ids_C, certain_C, assume_unique=True)
-                log_chance_C = torch.from_numpy(np.where(is_drawn_C, drawn.log_chance, 0.0)).to(query_BD)
-            allowed_BC = None
+                log_chance_C = np.where(is_drawn_C, drawn.log_chance, 0.0)
             if self.candidates == "per_question":
                 allowed_BC = _members(own_BX, fact_ids_C)
                 if drawn is not None:
                     allowed_BC |= is_drawn_C
         if len(fact_ids_C) == 0:
             raise ConfigError("expected at least one fact to read, found an empty memory; ingest facts first")
-        fact_CD = source.encode(fact_ids_C)
+        return Selection(
+            fact_ids_C=fact_ids_C,
+            allowed_BC=allowed_BC,
+            gold_BC=_members(gold_BG, fact_ids_C) if gold_BG.size else None,
+            log_chance_C=log_chance_C,
+        )
+
+    def read(self, query_BD: Tensor, fact_CD: Tensor, selection: Selection) -> Reading:
+        """The softmax over the selected facts, whose vectors are fact_CD; the second half of `forward`."""
         logits_BC = query_BD @ fact_CD.T
-        softmax_size_B = np.full(len(query_BD), len(fact_ids_C), dtype=np.int64)
+        softmax_size_B = np.full(len(query_BD), len(fact_CD), dtype=np.int64)
+        allowed_BC, gold_BC, log_chance_C = selection.allowed_BC, selection.gold_BC, selection.log_chance_C
         if allowed_BC is not None:
             logits_BC = logits_BC.masked_fill(~torch.from_numpy(allowed_BC).to(logits_BC.device), float("-inf"))
             softmax_size_B = allowed_BC.sum(axis=1, dtype=np.int64)
         weights_BC = torch.softmax(logits_BC, dim=1)
-        gold_BC = torch.from_numpy(_members(gold_BG, fact_ids_C)).to(logits_BC.device) if gold_BG.size else None
         return Reading(
             read_BD=weights_BC @ fact_CD,
             weights_BC=weights_BC,
             logits_BC=logits_BC,
-            fact_ids_C=fact_ids_C,
+            fact_ids_C=selection.fact_ids_C,
             fact_CD=fact_CD,
-            gold_BC=gold_BC,
+            gold_BC=None if gold_BC is None else torch.from_numpy(gold_BC).to(logits_BC.device),
             softmax_size_B=softmax_size_B,
-            log_chance_C=log_chance_C,
+            log_chance_C=None if log_chance_C is None else torch.from_numpy(log_chance_C).to(query_BD),
         )
 
 

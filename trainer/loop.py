@@ -34,7 +34,7 @@ from trainer.encoders.facts import FEATURE_COLUMNS, FactFeatures
 from trainer.encoders.registry import make_encoder
 from trainer.environment import record_environment
 from trainer.metrics import last_loss
-from trainer.process import prepare_process
+from trainer.process import prepare_process, step_workers
 from trainer.refresh import Refresher
 from trainer.report.write import write_report
 from trainer.sources import EncodedFacts, ExtraFacts
@@ -285,6 +285,7 @@ class _Run:
         extra = ExtraFacts(
             self.memory, settings.extra, settings.extra_facts, seed=self.config.seed, threads=settings.threads
         )
+        workers = step_workers(settings.threads)
         total = members * self.steps
         for step in range(first, total):
             member, own_step = divmod(step, self.steps)
@@ -310,6 +311,7 @@ class _Run:
                 facts[member],
                 batch,
                 self.optimizers,
+                workers=workers,
                 member=alone,
                 decay=1 - own_step / self.steps,
                 feature_dropout=settings.feature_dropout,

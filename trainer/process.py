@@ -7,10 +7,17 @@ import sys
 import torch
 import torch.utils.deterministic
 
-__all__ = ["prepare_process"]
+from memory_store.mips.workers import InTurn, Workers
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+__all__ = ["prepare_process", "step_workers"]
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _PAD_BYTES = 128 * 2**20
+
+
+def step_workers(threads: int) -> Workers | InTurn:
+    """Who does the two halves of a training step: questions and facts. The threads are shared between them."""
+    return Workers(2, threads=threads // 2) if threads > 1 else InTurn()
 
 
 def prepare_process(threads: int) -> None:
@@ -28,6 +35,7 @@ def prepare_process(threads: int) -> None:
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL("libc.so.6").mallopt
+            mallopt(_M_ARENA_MAX, 1)  # an arena for each thread would give its memory back all the same
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TOP_PAD, _PAD_BYTES)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

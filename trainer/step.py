@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memory_store.mips.workers import InTurn, Workers
 from pipeline.features import question_features
 from trainer.attention import FactSource, KMipsAttention
 from trainer.data import Batch
@@ -18,6 +20,8 @@ from trainer.extra import Drawn
 from trainer.loss import reading_loss
 
 __all__ = ["Optimizers", "StepReport", "training_step"]
+
+_MOST_SIDE_BY_SIDE = 2**14  # candidates: with more, encoding them is nearly all of a step, and takes all threads
 
 Average = Callable[[list[Tensor], dict[str, tuple[Tensor, Tensor]]], dict[str, tuple[Tensor, Tensor]]]
 """Averages gradients over workers: those of the parameters in place; returns the average of the tables' rows."""
@@ -67,22 +71,22 @@ class Optimizers:
         # The loss is a mean: a question's share of a gradient shrinks with the batch, and so does what counts as noise.
         self.tables = RowAdagrad(encoder.tables, start=(table_damping / batch_questions) ** 2)
         readers, others = encoder.reader_parameters()
-        self.network = torch.optim.Adam([{"params": others}, {"params": readers}], lr=network_rate)
+        self.network = torch.optim.Adam([{"params": others}, {"params": readers}], lr=network_rate, fused=True)
         self._table_rate = table_rate
         self._network_rates = (network_rate, reader_rate)
 
     def zero(self) -> None:
         self.network.zero_grad(set_to_none=True)
 
-    def step(self, decay: float, average: Average | None = None) -> None:
-        """Apply the gradients; decay in (0, 1] multiplies all rates."""
+    def updates(self, decay: float, average: Average | None, *, shares: int) -> list[Callable[[], None]]:
+        """Calls that apply the gradients, in any order or side by side; decay in (0, 1] multiplies all rates."""
         for group, rate in zip(self.network.param_groups, self._network_rates, strict=True):
             group["lr"] = rate * decay
-        rows = self.tables.take_gradients()
+        rows = None
         if average is not None:
-            rows = average([p.grad for g in self.network.param_groups for p in g["params"] if p.grad is not None], rows)
-        self.network.step()
-        self.tables.step(self._table_rate * decay, rows)
+            dense = [p.grad for g in self.network.param_groups for p in g["params"] if p.grad is not None]
+            rows = average(dense, self.tables.take_gradients())
+        return [*self.tables.updates(self._table_rate * decay, rows, shares=shares), self.network.step]
 
 
 def training_step(
@@ -97,6 +101,7 @@ def training_step(
     feature_dropout: float = 0.0,
     generator: torch.Generator | None = None,
     average: Average | None = None,
+    workers: Workers | InTurn,
     drawn: Drawn | None = None,
     corrected: bool = False,
 ) -> StepReport:
@@ -104,29 +109,48 @@ def training_step(
 
     member: the member that learns; `facts` are then the facts as it sees them. The search uses the question as it is
     asked, with all its features; the gradient flows through the question with some of its features hidden. Dropout
-    draws from `generator` only. drawn: facts that join the candidates at random; corrected: the loss weighs them by
-    the chance that they had.
+    draws from `generator` only. workers: do questions and facts side by side. drawn: facts that join the candidates at
+    random; corrected: the loss weighs them by the chance that they had.
     """
     laps = _Laps()
+    optimizers.zero()
     features = question_features(batch.texts)
     retrieved_BK = None
     if attention.candidates != "full":
         encoder.eval()
         with torch.no_grad():
-            query_BD = encoder.encode_questions(features, member=member)
+            asked_BD = encoder.encode_questions(features, member=member)
         encoder.train()
         laps.end("encode")
-        retrieved_BK = facts.search(query_BD.numpy(), attention.k)
+        retrieved_BK = facts.search(asked_BD.numpy(), attention.k)
         laps.end("search")
-    optimizers.zero()
-    query_BD = encoder.encode_questions(features, member=member, feature_dropout=feature_dropout, generator=generator)
-    reading = attention(query_BD, facts, batch.gold_BG, retrieved_BK=retrieved_BK, drawn=drawn)
+    selection = attention.select(facts, batch.gold_BG, retrieved_BK=retrieved_BK, drawn=drawn)
+    if len(selection.fact_ids_C) > _MOST_SIDE_BY_SIDE:
+        workers = InTurn()
+    query_BD, fact_CD = workers.side_by_side(
+        [
+            partial(
+                encoder.encode_questions, features, member=member, feature_dropout=feature_dropout, generator=generator
+            ),
+            partial(facts.encode, selection.fact_ids_C),
+        ]
+    )
+    # The gradient stops at the vectors, and goes on from there through questions and facts side by side.
+    query_leaf_BD, fact_leaf_CD = (vectors.detach().requires_grad_() for vectors in (query_BD, fact_CD))
+    reading = attention.read(query_leaf_BD, fact_leaf_CD, selection)
     assert reading.gold_BC is not None, "training batches have gold facts"
     loss = reading_loss(reading.logits_BC, reading.gold_BC, reading.log_chance_C if corrected else None)
     laps.end("forward")
     loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+    workers.side_by_side(
+        [
+            partial(vectors.backward, leaf.grad)
+            for vectors, leaf in ((query_BD, query_leaf_BD), (fact_CD, fact_leaf_CD))
+            if vectors.requires_grad
+        ]
+    )
     laps.end("backward")
-    optimizers.step(decay, average)
+    workers.side_by_side(optimizers.updates(decay, average, shares=workers.count))
     laps.end("update")
     return StepReport(
         loss=loss.item(),

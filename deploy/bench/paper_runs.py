@@ -28,7 +28,7 @@ from trainer.config import RunConfig
 from trainer.data import Paths, Questions, TrainingData
 from trainer.loop import train
 from trainer.metrics import gold_ranks, read_metrics
-from trainer.process import prepare_process
+from trainer.process import prepare_process, step_workers
 from trainer.run import load_run
 from trainer.sources import EncodedFacts, ExtraFacts
 from trainer.step import Optimizers, training_step
@@ -192,6 +192,7 @@ def _timed(
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of processor time by way: of the step, and of a search alone (0 where a step makes none)."""
     prepare_process(threads)
+    workers = step_workers(threads)
     config, _, encoder = load_run(folder / "run")
     data = _training_data(config)
     optimizers = Optimizers(
@@ -213,7 +214,9 @@ def _timed(
             attention = KMipsAttention(settings.k, settings.candidates).train()
             extra = ExtraFacts(memory, settings.extra, settings.extra_facts, seed=0)
             extra.draw((turn,))  # clusters are made once in many steps
-            step = partial(training_step, encoder, attention, sources[way.index], batch, optimizers, decay=1e-9)
+            step = partial(
+                training_step, encoder, attention, sources[way.index], batch, optimizers, workers=workers, decay=1e-9
+            )
             began_s = time.process_time()
             step(drawn=extra.draw((turn,)), corrected=settings.correction == "importance")
             stepped_s = time.process_time()

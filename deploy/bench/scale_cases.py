@@ -332,7 +332,7 @@ def _step(case: Case, folder: Path, stages: _Stages) -> None:
     asked = Generated.draw(case.facts, seed=0)
     with open_memory(str(folder / "text"), index=IVF, threads=case.threads, recall_share=0) as memory:
         source = EncodedFacts(memory, encoder)
-        stages.best_of("training step", _STEPS, default_step(encoder, source, "union", asked))
+        stages.best_of("training step", _STEPS, default_step(encoder, source, "union", asked, case.threads))
 
         def search(turn: int) -> None:
             memory.search(encoder.ask(asked.batch(turn).texts).numpy(), K)

@@ -31,6 +31,7 @@ from trainer.encoders.registry import make_encoder
 from trainer.encoders.settings import ModelConfig
 from trainer.encoders.tables import FeatureTable, RowAdagrad
 from trainer.loss import reading_loss
+from trainer.process import step_workers
 from trainer.refresh import FactEmbedder
 from trainer.sources import EncodedFacts
 from trainer.step import Optimizers, training_step
@@ -72,7 +73,7 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
         with open_memory(url, threads=threads) as memory:
             rules: dict[str, CandidateRule] = {"k_mips": "union", "full_softmax": "full"}
             ways = {
-                way: default_step(encoders[way], EncodedFacts(memory, encoders[way]), rule, asked)
+                way: default_step(encoders[way], EncodedFacts(memory, encoders[way]), rule, asked, threads)
                 for way, rule in rules.items()
             }
 
@@ -120,7 +121,9 @@ def paper_model(facts: int, threads: int, seed: int, progress: Progress) -> Iter
 MODELS = {"default": default_model, "paper": paper_model}
 
 
-def default_step(encoder: Encoder, source: FactSource, candidates: CandidateRule, asked: "Generated") -> Step:
+def default_step(
+    encoder: Encoder, source: FactSource, candidates: CandidateRule, asked: "Generated", threads: int
+) -> Step:
     settings = TrainConfig()
     optimizers = Optimizers(
         encoder,
@@ -132,6 +135,7 @@ def default_step(encoder: Encoder, source: FactSource, candidates: CandidateRule
     )
     attention = KMipsAttention(K, candidates).train()
     encoder.train()
+    workers = step_workers(threads)
 
     def step(batch: int) -> int:
         report = training_step(
@@ -140,6 +144,7 @@ def default_step(encoder: Encoder, source: FactSource, candidates: CandidateRule
             source,
             asked.batch(batch),
             optimizers,
+            workers=workers,
             feature_dropout=settings.feature_dropout,
             generator=torch.Generator().manual_seed(batch),
         )
@@ -238,9 +243,8 @@ def _table(rows: int, generator: torch.Generator) -> FeatureTable:
 
 def _sums(table: FeatureTable, row_XW: NDArray[np.int64]) -> Tensor:
     """The sum of each line's rows of the table."""
-    rows_UD, place_X = table.lookup(row_XW.reshape(-1))
-    summed_XD: Tensor = functional.embedding_bag(place_X.view(row_XW.shape), rows_UD, mode="sum")
-    return summed_XD
+    places = table.places_of(row_XW.reshape(-1))
+    return table.lookup(places).bags(np.arange(len(row_XW) + 1) * row_XW.shape[1])
 
 
 class _PaperFacts:

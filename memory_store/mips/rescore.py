@@ -97,7 +97,7 @@ class GroupScorer:
         order_P = np.argsort(group_P)  # rows that lie together are gathered together, whichever query asks
         ordered_group_P = group_P[order_P]
         ordered_query_P = torch.from_numpy(query_P[order_P])
-        ordered_Pg = torch.empty((len(query_P), GROUP_ROWS), dtype=torch.float32)
+        ordered_Pg = np.empty((len(query_P), GROUP_ROWS), dtype=np.float32)
         groups_at_once = min(max(_VALUES_AT_ONCE // (dim * GROUP_ROWS), 1), max(len(query_P), 1))
         rows_nD = self._scratch.take("rows", (groups_at_once * GROUP_ROWS, dim), torch.float32)
         factors_pD = self._scratch.take("factors", (groups_at_once, dim), torch.float32)
@@ -107,13 +107,13 @@ class GroupScorer:
             self._vectors.gather_groups(ordered_group_P[part], GROUP_ROWS, gathered_nD.numpy())
             if self._row_scale != 1:
                 gathered_nD *= self._row_scale
-            products_PgD = gathered_nD.view(-1, GROUP_ROWS, dim)
             asking_p = ordered_query_P[part]
             query_pD = torch.index_select(self._narrow_BD, 0, asking_p, out=factors_pD[: len(asking_p)])
-            products_PgD *= query_pD.unsqueeze(1)
-            torch.sum(products_PgD, dim=2, out=ordered_Pg[part])
+            # One product of a matrix and a vector for each pair; torch's own way takes ten times as long.
+            rows_pgD = gathered_nD.numpy().reshape(-1, GROUP_ROWS, dim)
+            np.matmul(rows_pgD, query_pD.numpy()[:, :, None], out=ordered_Pg[part, :, None])
         scores_Pg = np.empty(ordered_Pg.shape)
-        scores_Pg[order_P] = ordered_Pg.numpy()
+        scores_Pg[order_P] = ordered_Pg
         past_Pg = group_P[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS) >= num_rows
         scores_Pg[past_Pg] = -np.inf
         return scores_Pg

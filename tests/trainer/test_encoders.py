@@ -1,12 +1,15 @@
 """Encoders: facts once each, several names in one vector, rows that learn, fingerprints that notice."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memory_store.errors import ConfigError, InputError, VersionMismatch
 from memory_store.manifest import read_manifest
@@ -143,14 +146,13 @@ def test_fitting_gives_rare_features_more_weight(ingest_world: Callable[..., str
 
 def test_lookups_of_one_row_are_summed() -> None:
     table = FeatureTable(torch.zeros(8, 3))
-    first, place = table.lookup(np.array([2, 5, 2]))
-    second, other = table.lookup(np.array([5, 7]))
-    (first[place].sum() + 10 * second[other].sum()).backward()
-    taken = table.take_gradients()
-    assert taken is not None
-    assert taken[0].tolist() == [2, 5, 7]
-    assert taken[1][:, 0].tolist() == [2, 11, 10]
-    assert table.take_gradients() is None
+    optimizer = RowAdagrad({"t": table})
+    first, second = (table.lookup(table.places_of(np.array(rows))) for rows in ([2, 5, 2], [5, 7]))
+    (first.bags(np.array([0, 3])).sum() + 10 * second.bags(np.array([0, 2])).sum()).backward()
+    index_U, total_UW = optimizer.take_gradients()["t"]
+    assert index_U.tolist() == [2, 5, 7]
+    assert total_UW[:, 0].tolist() == [2, 11, 10]
+    assert optimizer.take_gradients() == {}
 
 
 def test_features_that_share_a_row_under_one_multiplier_part_under_another() -> None:
@@ -180,9 +182,49 @@ def test_the_vectors_of_members_stand_side_by_side_and_their_scores_add_up() -> 
 
 def test_evaluation_reads_the_table_itself() -> None:
     table = FeatureTable(torch.randn(8, 3)).eval()
-    rows, place = table.lookup(np.array([1, 1]))
-    assert rows is table.weight_VW
-    assert place.tolist() == [1, 1]
+    looked_up = table.lookup(table.places_of(np.array([1, 1])))
+    assert looked_up.rows_UW is table.weight_VW
+    torch.testing.assert_close(looked_up.bags(np.array([0, 2])), 2 * table.weight_VW[1:2])
+
+
+@given(
+    row_X=st.lists(st.integers(0, 7), min_size=1, max_size=20),
+    asked_again_X=st.lists(st.integers(0, 7), min_size=1, max_size=6),
+    shares=st.integers(1, 3),
+    data=st.data(),
+)
+def test_bags_learn_what_torch_would_have_them_learn(
+    row_X: list[int], asked_again_X: list[int], shares: int, data: st.DataObject
+) -> None:
+    """Lookups that overlap, whole tables, parts of features, several shares: all as plain autograd and Adagrad."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(row_X)), max_size=3)))
+    offsets = np.array([0, *cuts, len(row_X)])
+    wanted = np.array(sorted(data.draw(st.sets(st.integers(0, len(row_X) - 1), min_size=1))))
+    rng = torch.Generator().manual_seed(0)
+    weight_VW, weight_X = torch.randn(8, 3, generator=rng), torch.rand(len(row_X), generator=rng)
+    table, plain_VW = FeatureTable(weight_VW.clone()), weight_VW.clone().requires_grad_()
+    learned_X, plain_X = weight_X.clone().requires_grad_(), weight_X.clone().requires_grad_()
+
+    first = table.lookup(table.places_of(np.array(row_X)))
+    second = table.lookup(table.places_of(np.array(asked_again_X)))
+    some = first.only(wanted).bags(np.array([0, len(wanted)]))
+    (
+        first.bags(offsets, learned_X).square().sum()
+        + some.sum()
+        + second.bags(np.array([0, len(asked_again_X)])).sum()
+    ).backward()
+    rows_XW = plain_VW[row_X] * plain_X[:, None]
+    bags = [rows_XW[start:stop].sum(dim=0) for start, stop in pairwise(offsets.tolist())]
+    (torch.stack(bags).square().sum() + plain_VW[row_X][wanted].sum() + plain_VW[asked_again_X].sum()).backward()
+    assert plain_VW.grad is not None
+    torch.testing.assert_close(learned_X.grad, plain_X.grad)
+
+    optimizer = RowAdagrad({"t": table}, start=0.5)
+    for update in reversed(optimizer.updates(0.1, shares=shares)):
+        update()
+    sum_V = 0.5 + plain_VW.grad.square().mean(dim=1)
+    torch.testing.assert_close(optimizer.accumulator["t"], torch.where(plain_VW.grad.any(dim=1), sum_V, 0.5))
+    torch.testing.assert_close(table.weight_VW, weight_VW - 0.1 * plain_VW.grad * (sum_V + 1e-16).rsqrt()[:, None])
 
 
 def test_row_adagrad_moves_touched_rows_as_the_formula_says() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipeline.features import QuestionFeatures
 from trainer.encoders.facts import FactFeatures, take_lists
+from trainer.encoders.lookups import Lookup
 from trainer.encoders.tables import FeatureTable
 
 # B questions, S subjects, M names, V features, E width of the entity part, n names of one subject
@@ -62,21 +63,18 @@ class EntityPart(nn.Module):
 
     def encode_questions(self, questions: QuestionFeatures, keep_V: Tensor, gate_V: Tensor) -> Tensor:
         """[B, E], of length `scale`; a question without any feature is zero. gate_V: weight of each feature's words."""
-        rows_UE, place_V = self.vectors.lookup(self.vectors.rows_of(questions.values))
-        weights_U1, weight_place_V = self.question_weights.lookup(self.question_weights.rows_of(questions.values))
-        weight_V = functional.softplus(_SHARPNESS * weights_U1[weight_place_V, 0]) * keep_V * gate_V
+        places = self.vectors.places_of(self.vectors.rows_of(questions.values))
+        weight_V = _weights(self.question_weights.lookup(places)) * keep_V * gate_V
         known_V = torch.from_numpy(self._is_known(questions.values))
         weight_V = weight_V * torch.where(known_V, 1.0, self.unknown_weight)
-        sum_BE = _bags(place_V, rows_UE, questions.offsets, weight_V)
+        sum_BE = self.vectors.lookup(places).bags(questions.offsets, weight_V)
         query_BE: Tensor = self.scale * sum_BE / (sum_BE.norm(dim=1, keepdim=True) + _TINY)
         return query_BE
 
     def encode_subjects(self, facts: FactFeatures) -> Tensor:
         """[S, E]: near 1 times a question's direction when the question uses any one of the subject's names."""
-        rows_UE, place_V = self.vectors.lookup(self.vectors.rows_of(facts.names.values))
-        weights_U1, weight_place_V = self.name_weights.lookup(self.name_weights.rows_of(facts.names.values))
-        weight_V = functional.softplus(_SHARPNESS * weights_U1[weight_place_V, 0])
-        sum_ME = _bags(place_V, rows_UE, facts.names.offsets, weight_V)
+        places = self.vectors.places_of(self.vectors.rows_of(facts.names.values))
+        sum_ME = self.vectors.lookup(places).bags(facts.names.offsets, _weights(self.name_weights.lookup(places)))
         norm_M1 = sum_ME.norm(dim=1, keepdim=True) + _TINY
         return _join_names(sum_ME / norm_M1, norm_M1 ** (1 - self.name_power), facts.name_bounds)
 
@@ -86,10 +84,8 @@ class EntityPart(nn.Module):
         return cast(NDArray[np.bool_], (byte_V >> (hashes & np.uint32(7)).astype(np.uint8)) & 1 == 1)
 
 
-def _bags(place_V: Tensor, rows_UW: Tensor, offsets: NDArray[np.int64], weight_V: Tensor) -> Tensor:
-    return functional.embedding_bag(
-        place_V, rows_UW, torch.from_numpy(offsets[:-1]), mode="sum", per_sample_weights=weight_V
-    )
+def _weights(looked_up: Lookup) -> Tensor:
+    return functional.softplus(_SHARPNESS * looked_up.values())
 
 
 def _join_names(unit_ME: Tensor, strength_M1: Tensor, name_bounds: NDArray[np.int64]) -> Tensor:

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.features import QuestionFeatures
 from trainer.encoders.context import WordReader
 from trainer.encoders.facts import FactFeatures
+from trainer.encoders.lookups import Lookup
 from trainer.encoders.tables import FeatureTable
 
 # B questions, R relations, V features, W words, F width of the relation part, H hidden width
@@ -58,43 +58,34 @@ class RelationPart(nn.Module):
         self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """(question vectors [B, F], entity gate of each feature [V])."""
-        rows_UF, place_V = self.questions.lookup(self.questions.rows_of(questions.values))
-        word_WF = _word_vectors(questions, rows_UF, place_V, keep_V)
+        looked_up = self.questions.lookup(self.questions.places_of(self.questions.rows_of(questions.values)))
+        word_WF = _word_vectors(questions, looked_up, keep_V)
         keep_BH = _keep((len(questions), self.reader_hidden), _SUMMARY_DROPOUT if self.training else 0.0, generator)
         gates_W2, summary_BF = self.reader(word_WF, questions.word_offsets, keep_BH)
         # A feature over several words is gated by the first and the last of them.
         first_V, last_V = torch.from_numpy(questions.first_word_V), torch.from_numpy(questions.last_word_V)
         gates_V2 = (gates_W2[first_V] + gates_W2[last_V]) / 2
         length_B1 = torch.from_numpy(np.maximum(np.diff(questions.offsets), 1)).float().unsqueeze(1)
-        sum_BF = functional.embedding_bag(
-            place_V,
-            rows_UF,
-            torch.from_numpy(questions.offsets[:-1]),
-            mode="sum",
-            per_sample_weights=keep_V * gates_V2[:, 1],
-        )
+        sum_BF = looked_up.bags(questions.offsets, keep_V * gates_V2[:, 1])
         # Feature vectors start small and sums of random ones grow by the square root: about one tenth to begin with.
         x_BF = 3 * sum_BF * length_B1.rsqrt()
         return self.scale * (x_BF + self.network(x_BF) + summary_BF) + self.bias, gates_V2[:, 0]
 
     def encode_relations(self, facts: FactFeatures) -> Tensor:
         """[R, F]."""
-        rows_UF, place_V = self.relations.lookup(self.relations.rows_of(facts.relations.values))
-        sum_RF = functional.embedding_bag(place_V, rows_UF, torch.from_numpy(facts.relations.offsets[:-1]), mode="sum")
+        places = self.relations.places_of(self.relations.rows_of(facts.relations.values))
+        sum_RF = self.relations.lookup(places).bags(facts.relations.offsets)
         length_R1 = torch.from_numpy(np.maximum(np.diff(facts.relations.offsets), 1)).float().unsqueeze(1)
         return sum_RF * length_R1.rsqrt()
 
 
-def _word_vectors(questions: QuestionFeatures, rows_UF: Tensor, place_V: Tensor, keep_V: Tensor) -> Tensor:
+def _word_vectors(questions: QuestionFeatures, looked_up: Lookup, keep_V: Tensor) -> Tensor:
     """[W, F]: each word as the sum of the features that lie within it."""
     within_X = np.flatnonzero(questions.first_word_V == questions.last_word_V)
     word_X = questions.first_word_V[within_X]  # ascending: features are ordered by the first word they cover
     words = int(questions.word_offsets[-1])
-    starts_W = np.searchsorted(word_X, np.arange(words))
-    index_X = torch.from_numpy(within_X)
-    sum_WF = functional.embedding_bag(
-        place_V[index_X], rows_UF, torch.from_numpy(starts_W), mode="sum", per_sample_weights=keep_V[index_X]
-    )
+    offsets = np.searchsorted(word_X, np.arange(words + 1))
+    sum_WF = looked_up.only(within_X).bags(offsets, keep_V[torch.from_numpy(within_X)])
     count_W: NDArray[np.int64] = np.maximum(np.bincount(word_X, minlength=words), 1)
     return 10 * sum_WF * torch.from_numpy(count_W).float().rsqrt().unsqueeze(1)
 

@@ -1,15 +1,39 @@
 """Large tables of feature vectors that learn row by row: lookups collect gradients, RowAdagrad applies them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.encoders.lookups import Lookup, Places
+
 # V rows of a table, U distinct rows looked up, X features looked up, W width of a row
 
-__all__ = ["FeatureTable", "RowAdagrad", "sum_rows"]
+__all__ = ["FeatureTable", "RowAdagrad", "RowGradients", "sum_rows"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowGradients:
+    """The gradient of some rows of a table, and the rows as they were when they were looked up.
+
+    index_U: int64, distinct, ascending. grad_UW, rows_UW: float32; whoever takes them may overwrite them.
+    """
+
+    index_U: NDArray[np.int64]
+    grad_UW: Tensor
+    rows_UW: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index_U)
+
+    def within(self, start: int, stop: int) -> "RowGradients":
+        """Those of the rows from start to stop; views."""
+        part = slice(*np.searchsorted(self.index_U, [start, stop]))
+        return RowGradients(index_U=self.index_U[part], grad_UW=self.grad_UW[part], rows_UW=self.rows_UW[part])
 
 
 class FeatureTable(nn.Module):
@@ -34,8 +58,7 @@ class FeatureTable(nn.Module):
         self.register_buffer("weight_VW", weight_VW.contiguous())
         self.register_buffer("hashing", torch.tensor(multiplier))  # a checkpoint is of no use without it
         self.learning_rate = learning_rate
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self._place_V: NDArray[np.int64] | None = None
+        self._pending: list[tuple[NDArray[np.int64], Tensor]] = []
 
     def __len__(self) -> int:
         return len(self.weight_VW)
@@ -50,44 +73,32 @@ class FeatureTable(nn.Module):
         # The high bits of the product depend on all bits of the hash.
         return ((feature_X * np.uint32(self.multiplier)) >> np.uint32(32 - bits)).astype(np.int64)
 
-    def lookup(self, row_X: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """(rows, place): rows[place] are the rows asked for.
+    def places_of(self, row_X: NDArray[np.int64]) -> Places:
+        """What `lookup` needs to know of these row numbers; tables of as many rows can share it."""
+        if torch.is_grad_enabled() and self.training:
+            return Places.of(row_X, len(self))
+        return Places(place_X=row_X, row_U=None, order_X=None, starts_U=None)
 
-        With gradients on, rows are the distinct ones [U, W], a leaf that collects their gradient. Without, or where so
-        many are asked for that they may well be all, they are the table itself, and nothing is copied.
-        """
-        if not (torch.is_grad_enabled() and self.training):
-            return self.weight_VW, torch.from_numpy(row_X)
-        if len(row_X) >= len(self):
-            rows_VW = self.weight_VW.detach().requires_grad_()
-            self._pending.append((torch.arange(len(self)), rows_VW))
-            return rows_VW, torch.from_numpy(row_X)
-        distinct_U, place_X = self._distinct(row_X)
-        index_U = torch.from_numpy(distinct_U)
-        rows_UW = torch.index_select(self.weight_VW, 0, index_U).requires_grad_()
-        self._pending.append((index_U, rows_UW))
-        return rows_UW, torch.from_numpy(place_X)
+    def lookup(self, places: Places) -> Lookup:
+        """The rows asked for. Where they learn, a leaf that collects their gradient; else the table itself."""
+        if places.order_X is None:
+            return Lookup(rows_UW=self.weight_VW, places=places)
+        if places.row_U is None:
+            row_U, rows_UW = np.arange(len(self)), self.weight_VW.detach()
+        else:
+            row_U, rows_UW = places.row_U, torch.index_select(self.weight_VW, 0, torch.from_numpy(places.row_U))
+        self._pending.append((row_U, rows_UW.requires_grad_()))  # atomic: questions and facts are encoded side by side
+        return Lookup(rows_UW=rows_UW, places=places)
 
-    def _distinct(self, row_X: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """np.unique with its inverse, without sorting: one mark for each row of the table."""
-        if self._place_V is None:
-            self._place_V = np.full(len(self), -1, dtype=np.int64)
-        self._place_V[row_X] = 0
-        distinct_U = np.flatnonzero(self._place_V >= 0)
-        self._place_V[distinct_U] = np.arange(len(distinct_U))
-        place_X = self._place_V[row_X]
-        self._place_V[distinct_U] = -1
-        return distinct_U, place_X
-
-    def take_gradients(self) -> tuple[Tensor, Tensor] | None:
-        """(row numbers [U] ascending, gradient [U, W]) collected since the last call; lookups of one row are summed."""
-        collected = [(index_U, rows_UW.grad) for index_U, rows_UW in self._pending if rows_UW.grad is not None]
+    def take_gradients(self) -> list[RowGradients]:
+        """What the lookups since the last call collected, one by one; a row may be in several."""
+        collected = [
+            RowGradients(index_U=index_U, grad_UW=rows_UW.grad, rows_UW=rows_UW.detach())
+            for index_U, rows_UW in self._pending
+            if rows_UW.grad is not None
+        ]
         self._pending.clear()
-        if not collected:
-            return None
-        if len(collected) == 1:
-            return collected[0]
-        return sum_rows([index_U for index_U, _ in collected], [grad_UW for _, grad_UW in collected])
+        return collected
 
 
 class RowAdagrad:
@@ -104,27 +115,51 @@ class RowAdagrad:
 
     def step(self, rate: float, gradients: dict[str, tuple[Tensor, Tensor]] | None = None) -> None:
         """Apply the gradients given, or those the tables collected; `rate` multiplies each table's learning rate."""
+        for update in self.updates(rate, gradients, shares=1):
+            update()
+
+    def updates(
+        self, rate: float, gradients: dict[str, tuple[Tensor, Tensor]] | None = None, *, shares: int
+    ) -> list[Callable[[], None]]:
+        """The same as that many calls to make, each for a share of every table's rows, in any order or side by side."""
+        collected = {name: self._collected(name, gradients) for name in self.tables}
+        return [partial(self._update, collected, rate, share, shares) for share in range(shares)]
+
+    def _collected(self, name: str, gradients: dict[str, tuple[Tensor, Tensor]] | None) -> list[RowGradients]:
+        table = self.tables[name]
+        if gradients is None:
+            return table.take_gradients()
+        if name not in gradients:
+            return []
+        index_U, grad_UW = gradients[name]
+        rows_UW = torch.index_select(table.weight_VW, 0, index_U)
+        return [RowGradients(index_U=index_U.numpy(), grad_UW=grad_UW, rows_UW=rows_UW)]
+
+    def _update(self, collected: dict[str, list[RowGradients]], rate: float, share: int, shares: int) -> None:
         for name, table in self.tables.items():
-            taken = table.take_gradients() if gradients is None else gradients.get(name)
-            if taken is None:
-                continue
-            index_U, grad_UW = taken
-            accumulator_V = self.accumulator[name]
-            if len(index_U) == len(table):  # ascending and distinct, so these are all rows in their order
-                accumulator_V.add_(grad_UW.square().mean(dim=1))
-                scale_V1 = accumulator_V.add(1e-16).rsqrt_().unsqueeze(1)
-                table.weight_VW.addcmul_(grad_UW, scale_V1, value=-rate * table.learning_rate)
-                continue
-            sum_U = accumulator_V[index_U].add_(grad_UW.square().mean(dim=1))
-            accumulator_V[index_U] = sum_U
-            scale_U1 = sum_U.add(1e-16).rsqrt_().unsqueeze(1)
-            rows_UW = torch.index_select(table.weight_VW, 0, index_U)
-            _put(table.weight_VW, index_U, rows_UW.addcmul_(grad_UW, scale_U1, value=-rate * table.learning_rate))
+            start, stop = (len(table) * number // shares for number in (share, share + 1))
+            lots = _summed([lot.within(start, stop) for lot in collected[name]])
+            if lots and len(lots[-1]) == stop - start:  # all rows: perhaps the table itself, and nobody else may write
+                lots = lots[-1:]
+            accumulator_V, weight_VW = self.accumulator[name].numpy(), table.weight_VW
+            # All sums are read before any is written: a row that several lots hold starts from the same one.
+            sums = [torch.from_numpy(accumulator_V[lot.index_U]) for lot in lots]
+            for lot, sum_U in zip(lots, sums, strict=True):
+                grad_UW = lot.grad_UW.numpy()
+                sum_U += torch.from_numpy(np.vecdot(grad_UW, grad_UW) / np.float32(grad_UW.shape[1]))
+                scale_U1 = sum_U.add(1e-16).rsqrt_().unsqueeze(1)
+                lot.rows_UW.addcmul_(lot.grad_UW, scale_U1, value=-rate * table.learning_rate)
+                accumulator_V[lot.index_U] = sum_U.numpy()
+                if lot.rows_UW.data_ptr() != weight_VW[start:].data_ptr():  # it would be the table itself
+                    _put(weight_VW, lot.index_U, lot.rows_UW)
 
     def take_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
         """All gradients that the tables collected, by table name; for averaging among workers."""
-        taken = {name: table.take_gradients() for name, table in self.tables.items()}
-        return {name: pair for name, pair in taken.items() if pair is not None}
+        taken = {}
+        for name, table in self.tables.items():
+            if lots := table.take_gradients():
+                taken[name] = sum_rows([torch.from_numpy(lot.index_U) for lot in lots], [lot.grad_UW for lot in lots])
+        return taken
 
 
 def sum_rows(indexes: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -136,11 +171,31 @@ def sum_rows(indexes: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Te
     distinct_U = merged[np.append(True, merged[1:] != merged[:-1])]
     total_UW = torch.zeros(len(distinct_U), gradients[0].shape[1])
     for index, gradient in zip(indexes, gradients, strict=True):
-        place = torch.from_numpy(np.searchsorted(distinct_U, index.numpy()))
-        _put(total_UW, place, torch.index_select(total_UW, 0, place).add_(gradient))
+        place = np.searchsorted(distinct_U, index.numpy())
+        _put(total_UW, place, torch.index_select(total_UW, 0, torch.from_numpy(place)).add_(gradient))
     return torch.from_numpy(distinct_U), total_UW
 
 
-def _put(table_VW: Tensor, index_U: Tensor, rows_UW: Tensor) -> None:
-    """table_VW[index_U] = rows_UW for distinct rows; numpy writes in order, torch would first sort to be repeatable."""
-    table_VW.numpy()[index_U.numpy()] = rows_UW.numpy()
+def _summed(lots: list[RowGradients]) -> list[RowGradients]:
+    """The lots, smallest first, so that a row in several has its sum in the last of them; what the others say is void.
+
+    Who writes them in their order ends with what is right, and nothing is copied but the rows that are shared.
+    """
+    lots = sorted((lot for lot in lots if len(lot)), key=len)
+    for number, lot in enumerate(lots):
+        left_X = np.arange(len(lot))
+        for later in lots[number + 1 :]:
+            place_X = np.minimum(np.searchsorted(later.index_U, lot.index_U[left_X]), len(later) - 1)
+            shared_X = later.index_U[place_X] == lot.index_U[left_X]
+            place, given = place_X[shared_X], left_X[shared_X]
+            sum_XW = torch.index_select(later.grad_UW, 0, torch.from_numpy(place))
+            sum_XW += torch.index_select(lot.grad_UW, 0, torch.from_numpy(given))
+            _put(later.grad_UW, place, sum_XW)
+            left_X = left_X[~shared_X]
+    return lots
+
+
+def _put(table_VW: Tensor, index_U: NDArray[np.int64], rows_UW: Tensor) -> None:
+    """table_VW[index_U] = rows_UW for distinct rows, each one item; torch would sort them to be repeatable."""
+    item = np.dtype((np.void, table_VW.shape[1] * table_VW.element_size()))
+    table_VW.numpy().view(item)[:, 0][index_U] = rows_UW.contiguous().numpy().view(item)[:, 0]
