@@ -27,19 +27,30 @@ def run_step_bench(
     repeats: int = 7,
     threads: int = 2,
     seed: int = 0,
+    index: str = "exact",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Median times of a whole training step (encode, search, softmax, gradients, update), both ways, interleaved.
+    """Median times of a whole training step (encode, search, softmax, gradients, update), both ways, in rows in turn.
 
     The memory holds the vectors of the model as it starts; refreshing it takes time of its own, as in training.
     """
     prepare_process(threads)
-    rows = [_measure(model, facts, repeats, threads, seed, progress) for model in models for facts in sizes]
-    return {"questions": QUESTIONS, "k": K, "threads": threads, "repeats": repeats, "steps": rows}
+    rows = [_measure(model, facts, repeats, threads, seed, index, progress) for model in models for facts in sizes]
+    return {
+        "questions": QUESTIONS,
+        "k": K,
+        "threads": threads,
+        "repeats": repeats,
+        "steps_in_a_row": IN_A_ROW,
+        "index": index,
+        "steps": rows,
+    }
 
 
-def _measure(model: str, facts: int, repeats: int, threads: int, seed: int, progress: Progress) -> dict[str, Any]:
-    with MODELS[model](facts, threads, seed, progress) as (ways, search):
+def _measure(
+    model: str, facts: int, repeats: int, threads: int, seed: int, index: str, progress: Progress
+) -> dict[str, Any]:
+    with MODELS[model](facts, threads, seed, index, progress) as (ways, search):
         seconds: dict[str, list[float]] = {name: [] for name in (*ways, "search")}
         candidates = 0
         for repeat in range(repeats + 1):
@@ -70,7 +81,12 @@ def _ratio(slow: list[float], fast: list[float]) -> float:
 
 
 @click.command(
-    "step", epilog=examples("hmn bench step", "hmn bench step --model paper --facts 108000 --repeats 15 --json")
+    "step",
+    epilog=examples(
+        "hmn bench step",
+        "hmn bench step --model paper --facts 108000 --repeats 15 --json",
+        "hmn bench step --index split",
+    ),
 )
 @click.option(
     "--model", "models", type=click.Choice(tuple(MODELS)), multiple=True, help="What is trained; repeatable. [both]"
@@ -80,9 +96,12 @@ def _ratio(slow: list[float], fast: list[float]) -> float:
 )
 @click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Measured steps of each kind.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads of both.")
+@click.option("--index", default="exact", show_default=True, help="What finds the facts; `hmn indexes` lists them.")
 @json_option
 @click.pass_obj
-def command(console: Console, models: tuple[str, ...], sizes: tuple[int, ...], repeats: int, threads: int) -> None:
+def command(
+    console: Console, models: tuple[str, ...], sizes: tuple[int, ...], repeats: int, threads: int, index: str
+) -> None:
     """Time a training step of 128 questions: softmax over the K = 10 facts that MIPS finds, and over all facts.
 
     default: the encoder and the step of `hmn train`. paper: a bag of symbols, the cheapest facts there are to encode.
@@ -92,6 +111,7 @@ def command(console: Console, models: tuple[str, ...], sizes: tuple[int, ...], r
         sizes=sizes or SIZES,
         repeats=repeats,
         threads=threads,
+        index=index,
         progress=console.progress,
     )
     console.result(result, lambda: _show(console, result))

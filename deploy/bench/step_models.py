@@ -53,7 +53,7 @@ Training = tuple[dict[str, Step], Callable[[int], None]]
 
 
 @contextmanager
-def default_model(facts: int, threads: int, seed: int, progress: Progress) -> Iterator[Training]:
+def default_model(facts: int, threads: int, seed: int, index: str, progress: Progress) -> Iterator[Training]:
     """What `hmn train` does with its default settings: the `ngram` encoder, on generated facts with names of 2 words.
 
     Both ways are `training_step` with everything it does; only the attention's candidates differ. The full softmax is
@@ -70,7 +70,7 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
         searched = encoders["k_mips"]
         embedder = FactEmbedder(searched)
         embed(url, lambda: embedder, fingerprint=searched.fingerprint(), dim=searched.dim, progress=progress)
-        with open_memory(url, threads=threads) as memory:
+        with open_memory(url, index=index, threads=threads) as memory:
             rules: dict[str, CandidateRule] = {"k_mips": "union", "full_softmax": "full"}
             ways = {
                 way: default_step(encoders[way], EncodedFacts(memory, encoders[way]), rule, asked, threads)
@@ -84,7 +84,7 @@ def default_model(facts: int, threads: int, seed: int, progress: Progress) -> It
 
 
 @contextmanager
-def paper_model(facts: int, threads: int, seed: int, progress: Progress) -> Iterator[Training]:
+def paper_model(facts: int, threads: int, seed: int, index: str, progress: Progress) -> Iterator[Training]:
     """The memory network of Chandar et al. 2016, whose facts are the cheapest to encode: the sum of three vectors.
 
     k_mips and full_softmax are one attention layer with other candidates: they compute the weights, the read vector and
@@ -102,7 +102,7 @@ def paper_model(facts: int, threads: int, seed: int, progress: Progress) -> Iter
                 ids = np.arange(start, min(start + FACTS_AT_ONCE, facts))
                 writer.append(pa.table({"fact_id": ids}), searched.encode_facts(ids).numpy())
             searched.train()
-        with open_memory(url, threads=threads) as memory:
+        with open_memory(url, index=index, threads=threads) as memory:
             rules: dict[str, CandidateRule] = {"k_mips": "union", "full_softmax": "full"}
             ways: dict[str, Step] = {
                 way: partial(_paper_step, models[way], KMipsAttention(K, rule), _PaperFacts(memory, models[way]))

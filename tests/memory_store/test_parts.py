@@ -18,6 +18,7 @@ from memory_store.parts import (
     open_part,
     scan_facts,
     scan_vectors,
+    take_rows,
     vectors_of,
     vectors_schema,
     vectors_table,
@@ -55,6 +56,17 @@ def replace_file(storage: Storage, part: Part, table: pa.Table) -> Part:
     storage.write_atomic(part.path, data)
     checksum = f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
     return dataclasses.replace(part, bytes=len(data), checksum=checksum, rows=table.num_rows)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [3, 3, 0], [5, 4, 3, 2, 1, 0], [1, 2, 4]])
+def test_rows_of_many_chunks_come_in_the_order_asked(rows: list[int]) -> None:
+    chunked = pa.concat_tables(
+        [FULL_FACTS, FULL_FACTS.slice(1), FULL_FACTS.slice(0, 0), FULL_FACTS, FULL_FACTS.slice(0, 1)]
+    )
+    taken = take_rows(chunked, np.array(rows, dtype=np.int64))
+    assert taken.to_pylist() == [chunked.to_pylist()[row] for row in rows]
+    assert taken.schema.equals(FACTS_SCHEMA)
+    assert all(column.num_chunks <= 1 for column in taken.columns)
 
 
 def test_facts_with_every_column_round_trip(storage: Storage) -> None:
