@@ -9,7 +9,7 @@ import torch.utils.deterministic
 
 from memory_store.mips.workers import InTurn, Workers
 
-__all__ = ["prepare_process", "step_workers"]
+__all__ = ["give_memory_back", "prepare_process", "step_workers"]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 _PAD_BYTES = 128 * 2**20
@@ -39,3 +39,10 @@ def prepare_process(threads: int) -> None:
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TOP_PAD, _PAD_BYTES)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system, after work that needed much more of it than a step; does nothing elsewhere."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -14,6 +14,7 @@ from memory_store.upkeep import pin, sweep, unpin
 from pipeline.embed import embed
 from trainer.encoders.base import Encoder
 from trainer.encoders.facts import FactFeatures
+from trainer.process import give_memory_back
 
 # N facts of a part, D dimension
 
@@ -100,6 +101,7 @@ class Refresher:
             committed(summary.generation)
         self._memory.refresh(summary.generation)
         self._memory.release_others()
+        give_memory_back()
         return summary.generation
 
     def keep(self, generation: int) -> None:
