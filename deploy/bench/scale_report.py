@@ -153,11 +153,13 @@ def _time_table(records: Sequence[Record]) -> str:
             continue
         cells = [_both(wall.get(facts), cpu.get(facts)) for facts in sizes]
         law = f"{laws[stage].exponent:.2f}" if stage in laws else ""
+        points = points_of(records, stage)[-2:]
+        end = f"{fit_power_law(points).exponent:.2f}" if len(points) > 1 and stage in laws else ""
         largest = max(wall)
         rate = f"{largest / wall[largest]:,.0f} facts/s" if stage in _PER_FACT else ""
-        rows.append([stage, *cells, law, rate])
-    head = ["stage: wall (processor)", *(f"{facts:,} facts" for facts in sizes), "exponent", "rate at the largest"]
-    return _markdown(head, rows)
+        rows.append([stage, *cells, law, end, rate])
+    head = ["stage: wall (processor)", *(f"{facts:,} facts" for facts in sizes)]
+    return _markdown([*head, "exponent", "of the largest two", "rate at the largest"], rows)
 
 
 def _shards_table(records: Sequence[Record]) -> str:

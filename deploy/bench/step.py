@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -15,9 +16,10 @@ from trainer.process import prepare_process
 __all__ = ["command", "run_step_bench"]
 
 SIZES = (108_000, 1_000_000)
-IN_A_ROW = (
-    5  # steps of one kind, as in training: the first after another kind finds the processor's caches full of that
-)
+_IN_A_ROW_S = 0.3  # steps of one kind, as in training: the first after another kind finds the caches full of that
+_MOST_IN_A_ROW = 100
+
+Result = TypeVar("Result")
 
 
 def run_step_bench(
@@ -41,7 +43,6 @@ def run_step_bench(
         "k": K,
         "threads": threads,
         "repeats": repeats,
-        "steps_in_a_row": IN_A_ROW,
         "index": index,
         "steps": rows,
     }
@@ -54,16 +55,11 @@ def _measure(
         seconds: dict[str, list[float]] = {name: [] for name in (*ways, "search")}
         candidates = 0
         for repeat in range(repeats + 1):
-            batches = range(repeat * IN_A_ROW, (repeat + 1) * IN_A_ROW)
             for name, step in ways.items():
-                started_s = time.perf_counter()
-                covered = [step(batch) for batch in batches]
-                seconds[name].append((time.perf_counter() - started_s) / IN_A_ROW)
-                candidates = covered[0] if name == "k_mips" else candidates
-            started_s = time.perf_counter()
-            for batch in batches:
-                search(batch)
-            seconds["search"].append((time.perf_counter() - started_s) / IN_A_ROW)
+                taken_s, covered = _in_a_row(step, repeat)
+                seconds[name].append(taken_s)
+                candidates = covered if name == "k_mips" else candidates
+            seconds["search"].append(_in_a_row(search, repeat)[0])
             progress(f"{model} step at {facts:,} facts", repeat, repeats, unit="repeats")
     counted = {name: values[1:] for name, values in seconds.items()}  # the first of each warms up
     return {
@@ -73,6 +69,17 @@ def _measure(
         **{f"{name}_ms": 1000 * statistics.median(values) for name, values in counted.items()},
         **{f"{name}_ratio": _ratio(counted[name], counted["k_mips"]) for name in ways if name != "k_mips"},
     }
+
+
+def _in_a_row(step: Callable[[int], Result], repeat: int) -> tuple[float, Result]:
+    """(mean seconds of a step, what the last returned) of several, one after the other."""
+    steps, started_s = 0, time.perf_counter()
+    while True:
+        found = step(repeat * _MOST_IN_A_ROW + steps)
+        steps += 1
+        taken_s = time.perf_counter() - started_s
+        if taken_s >= _IN_A_ROW_S or steps == _MOST_IN_A_ROW:
+            return taken_s / steps, found
 
 
 def _ratio(slow: list[float], fast: list[float]) -> float:
