@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +17,7 @@ from deploy.jobs.ask import objects_of
 from deploy.jobs.train import overrides_of
 from deploy.lasting import refuse_lost
 from deploy.options import examples, json_option
+from deploy.stages import Stages
 
 if TYPE_CHECKING:
     from memory_store.manifest import Manifest
@@ -59,7 +58,11 @@ def command(console: Console, folder: Path | None, full: bool, fresh: bool, sett
 
     A few minutes on two cores. A demo that was interrupted goes on; one that is done only evaluates and asks again.
     """
-    demo = _Demo(console=console, folder=folder or Path("runs/demo-full" if full else "runs/demo"))
+    demo = _Demo(
+        console=console,
+        folder=folder or Path("runs/demo-full" if full else "runs/demo"),
+        stages=Stages(console),
+    )
     refuse_lost({"--dir": str(demo.folder)})
     if fresh:
         for left in (demo.memory, demo.run):
@@ -71,7 +74,7 @@ def command(console: Console, folder: Path | None, full: bool, fresh: bool, sett
     demo.inspect()
     demo.evaluate()
     demo.ask()
-    console.result(demo.story, lambda: demo.show_end())
+    console.result({**demo.story, "stages": demo.stages.story()}, lambda: demo.show_end())
 
 
 def _config(demo: _Demo, full: bool, settings: tuple[str, ...]) -> RunConfig:
@@ -90,8 +93,8 @@ class _Demo:
 
     console: Console
     folder: Path
-    story: dict[str, Any] = field(default_factory=lambda: {"seconds": {}})
-    started_s: float = field(default_factory=time.monotonic)
+    stages: Stages
+    story: dict[str, Any] = field(default_factory=dict)
 
     @property
     def memory(self) -> Path:
@@ -104,23 +107,23 @@ class _Demo:
     def start_ray(self) -> None:
         from memory_store.ray_session import ensure_ray
 
-        with self._step("ray", f"Ray: one process per shard, {SHARDS} shards"):
+        with self.stages.stage("ray", f"Ray: one process per shard, {SHARDS} shards"):
             ensure_ray()
 
     def ingest(self, config: RunConfig) -> None:
         from pipeline.ingest import ingest
 
-        with self._step("ingest", "Ingest: raw facts, checked, grouped, merged, on Ray Data"):
+        with self.stages.stage("ingest", "Ingest: raw facts, checked, grouped, merged, on Ray Data"):
             trained = self.trained()
             if trained is not None:  # ingesting again could only move the memory away from what the run knows
                 self.story["facts"] = trained.fact_count
-                self._say(f"{trained.fact_count:,} facts are in {self.memory} already")
+                self.stages.say(f"{trained.fact_count:,} facts are in {self.memory} already")
                 return
             summary = ingest(
                 config.data.facts, config.memory.url, backend="ray", workers=SHARDS, progress=self.console.progress
             )
         self.story["facts"] = summary.facts
-        self._say(
+        self.stages.say(
             f"{summary.facts:,} facts about {summary.entities:,} places ({size(summary.bytes)}) in {self.memory}, "
             f"generation {summary.generation}"
         )
@@ -128,10 +131,11 @@ class _Demo:
     def train(self, config: RunConfig) -> None:
         from trainer.loop import train
 
-        with self._step("train", "Train: K-MIPS attention over the shards; the memory is embedded anew as it learns"):
+        title = "Train: K-MIPS attention over the shards; the memory is embedded anew as it learns"
+        with self.stages.stage("train", title):
             result = train(config, resume=True, progress=self.console.progress)
         self.story["steps"] = result.steps
-        self._say(
+        self.stages.say(
             f"{result.steps:,} steps of {config.train.batch_questions} questions, a softmax over the "
             f"{config.train.k} best facts of each instead of all"
             + (f"; went on from step {result.resumed_from:,}" if result.resumed_from else "")
@@ -150,17 +154,20 @@ class _Demo:
         manifest = self.trained()
         assert manifest is not None, "a run that ended left a checkpoint"
         self.story["generation"] = manifest.generation
-        self._say(f"generation {manifest.generation}: every fact is a vector of {manifest.dim} {manifest.dtype} values")
+        self.stages.say(
+            f"generation {manifest.generation}: every fact is a vector of {manifest.dim} {manifest.dtype} values"
+        )
 
     def evaluate(self) -> None:
         from trainer.evaluation import evaluate
 
-        with self._step("evaluate", "Evaluate: questions in words, about places, that were held out of training"):
+        title = "Evaluate: questions in words, about places, that were held out of training"
+        with self.stages.stage("evaluate", title):
             found = evaluate(str(self.run), "test", progress=self.console.progress)
         score = found.overall
         self.story["accuracy"] = {"path": score.path_accuracy, "low": score.interval[0], "high": score.interval[1]}
         self.story["questions"] = score.questions
-        self._say(
+        self.stages.say(
             f"{100 * score.path_accuracy:.1f} % of {score.questions:,} read the right fact first "
             f"(95 % interval {100 * score.interval[0]:.1f} - {100 * score.interval[1]:.1f}); "
             f"it is among the first {found.k} for {100 * score.recall:.1f} %"
@@ -169,7 +176,7 @@ class _Demo:
     def ask(self) -> None:
         from trainer.ask import Answerer
 
-        with self._step("ask", "Ask"):
+        with self.stages.stage("ask", "Ask"):
             answers = []
             with Answerer(str(self.run)) as answerer:
                 answerer.ask(QUESTIONS[0])  # the first question also warms the index up
@@ -184,35 +191,19 @@ class _Demo:
             return
         for question, facts, seconds in answers:
             best = facts[0]
-            self._say(question)
-            self._say(
+            self.stages.say(question)
+            self.stages.say(
                 f"    {objects_of(best)}   (read: {best.subject}, {best.relation}; weight {best.weight:.2f}; "
                 f"{1000 * seconds:.0f} ms)"
             )
 
     def show_end(self) -> None:
         self.console.write()
-        self.console.write(f"Done in {duration(time.monotonic() - self.started_s)}. Go on with:")
+        self.console.write(f"Done in {duration(self.stages.seconds)}. Go on with:")
         self.console.write(f'  hmn ask "your question" --run {self.run}')
         self.console.write(f"  hmn evaluate {self.run} --split test")
         self.console.write(f"  hmn inspect {self.memory}")
         self.console.write(f"What it learned, and how: {self.run}/report.html")
-
-    @contextmanager
-    def _step(self, name: str, title: str) -> Iterator[None]:
-        began_s = time.monotonic()
-        if not self.console.json:
-            self.console.write(f"\n{title}")
-        yield
-        self.console.close_bars()
-        self.story["seconds"][name] = seconds = time.monotonic() - began_s
-        self._say(f"[{duration(seconds)}]")
-
-    def _say(self, text: str) -> None:
-        if self.console.json:
-            self.console.say(text)
-        else:
-            self.console.write(f"  {text}")
 
 
 if __name__ == "__main__":
