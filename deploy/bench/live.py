@@ -181,6 +181,7 @@ def search_during(
     during: str,
     work: Callable[[], object],
     *,
+    k: int = _K,
     is_wrong: Callable[[TopK], bool] = lambda answer: bool(answer.fact_ids_BK[0, 0] != 0),
 ) -> Searches:
     """One searcher without a pause, from before the work begins until it has ended.
@@ -202,7 +203,7 @@ def search_during(
         while not stop.is_set():
             began_s = time.monotonic()
             try:
-                answer = memory.search(queries_BD, _K)
+                answer = memory.search(queries_BD, k)
             except HmnError:
                 failed += 1
                 continue

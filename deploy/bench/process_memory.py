@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ import psutil
 __all__ = ["FamilyMemory", "OwnMemory", "run_measured"]
 
 SAMPLE_EVERY_S = 2.0  # reading the maps of a large process takes the kernel a while
+MOST_SHARE = 0.02  # of a processor that sampling may take
 
 
 def run_measured(args: Sequence[str], *, cwd: Path | None = None, every_s: float = SAMPLE_EVERY_S) -> tuple[int, int]:
@@ -31,7 +33,10 @@ def run_measured(args: Sequence[str], *, cwd: Path | None = None, every_s: float
 
 
 class _Peak:
-    """The largest of what `_bytes` says while the block runs, asked every `every_s` seconds by a thread."""
+    """The largest of what `_bytes` says while the block runs, asked every `every_s` seconds by a thread.
+
+    Less often where asking is dear: the kernel walks all pages of a process, and what is measured waits for it.
+    """
 
     def __init__(self, every_s: float) -> None:
         self.peak_bytes = 0
@@ -51,8 +56,11 @@ class _Peak:
         self.peak_bytes = max(self.peak_bytes, self._bytes())
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
+        asked_s = 0.0
+        while not self._ended.wait(max(self._every_s, asked_s / MOST_SHARE)):
+            began_s = time.thread_time()
             self.peak_bytes = max(self.peak_bytes, self._bytes())
+            asked_s = time.thread_time() - began_s
 
     def _bytes(self) -> int:
         raise NotImplementedError
