@@ -280,6 +280,7 @@ class Memory:
         shards: int | None = None,
         *,
         fingerprint: str | None = None,
+        dtype: str | None = None,
         least_recall: float = 0.0,
     ) -> int:
         """Embed all facts anew, build another index, or divide the rows otherwise; returns the generation served.
@@ -287,13 +288,16 @@ class Memory:
         Everything is made beside what serves and verified (counts, checksums, recall on sampled vectors of at least
         least_recall against brute force); then all shards switch in one step. Search and writes never stop, and what
         is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D]; fingerprint: its
-        name, by which a run that was killed goes on and a memory that it embedded already is left as it is. Raises
-        ReindexRunning while another one is under way, and ReindexFailed, which says why; what served before then goes
-        on serving. An index and a number of shards are this memory's: whoever opens it chooses their own.
+        name, by which a run that was killed goes on and a memory that it embedded already, in that dtype, is left as it
+        is. dtype: of the new vectors as stored; by default as the memory has it. Raises ReindexRunning while
+        another one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index
+        and a number of shards are this memory's: whoever opens it chooses their own.
         """
         self._writable()
         if shards is not None and shards < 1:
             raise ConfigError(f"expected shards >= 1, found {shards}")
+        if dtype is not None and encode is None:
+            raise ConfigError(f"expected encode with dtype={dtype!r}, found none: vectors are made anew, not converted")
         if index is not None:
             parse_index(index, INDEXES)
         if not self._reindex_lock.acquire(blocking=False):
@@ -307,7 +311,7 @@ class Memory:
                 served_index=engine.index,
                 served_shards=engine.shards,
             )
-            run_reindex(plan, _Reindex(self, encode, fingerprint, least_recall))
+            run_reindex(plan, _Reindex(self, encode, fingerprint, dtype, least_recall))
             return self.generation
         finally:
             self._reindex_lock.release()
@@ -425,6 +429,7 @@ class _Reindex:
     memory: Memory
     encode: Encode | None
     fingerprint: str | None
+    dtype: str | None
     least_recall: float
     built: Engine | None = None
     replaced: Engine | None = None
@@ -432,7 +437,7 @@ class _Reindex:
     def build(self, plan: ReindexPlan) -> None:
         memory = self.memory
         if self.encode is not None:
-            reembed(memory._storage, self.encode, fingerprint=self.fingerprint)
+            reembed(memory._storage, self.encode, fingerprint=self.fingerprint, dtype=self.dtype)
         if plan.rebuild:
             self.built = memory._make_engine(plan.index, plan.shards)
 

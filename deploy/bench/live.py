@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from memory_store.memory import Memory
+    from memory_store.topk import TopK
 
 # N facts, n facts of one upsert, D dimension, B queries of a search
 
@@ -174,8 +175,20 @@ def _timed(work: Callable[[], object]) -> float:
     return time.monotonic() - started_s
 
 
-def search_during(memory: Memory, queries_BD: NDArray[np.float32], during: str, work: Callable[[], object]) -> Searches:
-    """One searcher without a pause, from before the work begins until it has ended."""
+def search_during(
+    memory: Memory,
+    queries_BD: NDArray[np.float32],
+    during: str,
+    work: Callable[[], object],
+    *,
+    k: int = _K,
+    is_wrong: Callable[[TopK], bool] = lambda answer: bool(answer.fact_ids_BK[0, 0] != 0),
+) -> Searches:
+    """One searcher without a pause, from before the work begins until it has ended.
+
+    is_wrong: judges every answer; by default, fact 0 must be the first for the first query. An answer that leaves rows
+    out, or is of an older generation than one before it, is wrong in any case.
+    """
     import numpy as np
 
     from memory_store.errors import HmnError
@@ -190,12 +203,12 @@ def search_during(memory: Memory, queries_BD: NDArray[np.float32], during: str, 
         while not stop.is_set():
             began_s = time.monotonic()
             try:
-                answer = memory.search(queries_BD, _K)
+                answer = memory.search(queries_BD, k)
             except HmnError:
                 failed += 1
                 continue
             times_s.append(time.monotonic() - began_s)
-            wrong += answer.fact_ids_BK[0, 0] != 0 or answer.coverage != 1.0 or answer.generation < newest
+            wrong += is_wrong(answer) or answer.coverage != 1.0 or answer.generation < newest
             newest = answer.generation
 
     searcher = threading.Thread(target=search)
@@ -210,7 +223,7 @@ def search_during(memory: Memory, queries_BD: NDArray[np.float32], during: str, 
         during=during,
         searches=len(times_s),
         failed=failed,
-        wrong=int(wrong),
+        wrong=wrong,
         p50_ms=float(p50_ms),
         p99_ms=float(p99_ms),
         slowest_ms=max(times_s) * 1e3,

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,9 +11,10 @@ from typing import Self
 
 import psutil
 
-__all__ = ["OwnMemory", "run_measured"]
+__all__ = ["FamilyMemory", "OwnMemory", "run_measured"]
 
 SAMPLE_EVERY_S = 2.0  # reading the maps of a large process takes the kernel a while
+MOST_SHARE = 0.02  # of a processor that sampling may take
 
 
 def run_measured(args: Sequence[str], *, cwd: Path | None = None, every_s: float = SAMPLE_EVERY_S) -> tuple[int, int]:
@@ -22,40 +24,28 @@ def run_measured(args: Sequence[str], *, cwd: Path | None = None, every_s: float
     the processes that share it), sampled every `every_s` seconds. Where the kernel does not tell it, resident sizes are
     added, which counts shared pages once for each process.
     """
-    peak = 0
-    with subprocess.Popen(args, cwd=cwd, stdout=sys.stderr.fileno()) as process:
-        ended = threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            root = psutil.Process(process.pid)
-            while not ended.wait(every_s):
-                peak = max(peak, _tree_bytes(root))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            status = process.wait()
-        finally:
-            ended.set()
-            watcher.join()
-    return status, peak
+    with (
+        subprocess.Popen(args, cwd=cwd, stdout=sys.stderr.fileno()) as process,
+        FamilyMemory(process.pid, every_s) as memory,
+    ):
+        status = process.wait()
+    return status, memory.peak_bytes
 
 
-class OwnMemory:
-    """The most memory this process held while the block ran, apart from files that it maps; sampled often.
+class _Peak:
+    """The largest of what `_bytes` says while the block runs, asked every `every_s` seconds by a thread.
 
-    Mapped pages are the system's: it drops them when memory is short, and reads them again. Linux only; 0 elsewhere.
+    Less often where asking is dear: the kernel walks all pages of a process, and what is measured waits for it.
     """
 
-    def __init__(self, every_s: float = 0.02) -> None:
+    def __init__(self, every_s: float) -> None:
         self.peak_bytes = 0
         self._every_s = every_s
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self._ended.clear()
-        self.peak_bytes = _anonymous_bytes()
+        self.peak_bytes = self._bytes()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         return self
@@ -63,11 +53,47 @@ class OwnMemory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._ended.set()
         self._watcher.join()
-        self.peak_bytes = max(self.peak_bytes, _anonymous_bytes())
+        self.peak_bytes = max(self.peak_bytes, self._bytes())
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
-            self.peak_bytes = max(self.peak_bytes, _anonymous_bytes())
+        asked_s = 0.0
+        while not self._ended.wait(max(self._every_s, asked_s / MOST_SHARE)):
+            began_s = time.thread_time()
+            self.peak_bytes = max(self.peak_bytes, self._bytes())
+            asked_s = time.thread_time() - began_s
+
+    def _bytes(self) -> int:
+        raise NotImplementedError
+
+
+class FamilyMemory(_Peak):
+    """The most memory that a process and everything it started held together while the block ran.
+
+    pid: this process if None. Proportional set sizes, as `run_measured` adds them: files that they map are included.
+    """
+
+    def __init__(self, pid: int | None = None, every_s: float = SAMPLE_EVERY_S) -> None:
+        super().__init__(every_s)
+        self._pid = pid
+
+    def _bytes(self) -> int:
+        try:
+            return _tree_bytes(psutil.Process(self._pid))
+        except psutil.NoSuchProcess:
+            return 0
+
+
+class OwnMemory(_Peak):
+    """The most memory this process held while the block ran, apart from files that it maps; sampled often.
+
+    Mapped pages are the system's: it drops them when memory is short, and reads them again. Linux only; 0 elsewhere.
+    """
+
+    def __init__(self, every_s: float = 0.02) -> None:
+        super().__init__(every_s)
+
+    def _bytes(self) -> int:
+        return _anonymous_bytes()
 
 
 def _anonymous_bytes() -> int:

@@ -125,6 +125,17 @@ def test_a_new_encoder_an_index_and_shards_are_switched_to_while_writes_go_on(
     assert thirty.list("staging") == []
 
 
+def test_the_same_encoder_may_store_its_vectors_in_another_dtype(thirty: Storage) -> None:
+    with open_memory(thirty.url, shards=2) as memory:
+        memory.reindex(encode, fingerprint="mod")
+        assert memory.reindex(encode, fingerprint="mod", dtype="bfloat16") == 3
+        assert (memory.manifest.dtype, memory.manifest.encoder) == ("bfloat16", "mod")
+        check(memory, list(range(30)))
+        assert memory.reindex(encode, fingerprint="mod", dtype="bfloat16") == 3, "they are there already"
+        with pytest.raises(ConfigError, match="expected encode with dtype='float32', found none"):
+            memory.reindex(dtype="float32")
+
+
 def test_searches_never_stop_and_never_mix_while_shards_are_replaced(thirty: Storage) -> None:
     stop = threading.Event()
     failures: list[BaseException] = []

