@@ -19,7 +19,7 @@ from memory_store.requests import parse_partial
 from memory_store.shard import ShardConfig
 from memory_store.storage import Storage
 
-__all__ = ["open_memory", "stop_memory"]
+__all__ = ["open_memory", "open_shared", "stop_memory"]
 
 SEARCH_DEADLINE_S = 60.0
 RECALL_SHARE = 0.01
@@ -139,6 +139,33 @@ def open_memory(
         memory.close()
         raise
     return memory
+
+
+def open_shared(name: str) -> Memory:
+    """Open the memory that jobs of the cluster share by this name, with the options that it has there.
+
+    The cluster is that of RAY_ADDRESS, or the one that runs on this machine. Raises RayUnavailable, ConfigError where
+    nobody shares a memory by that name, VersionMismatch where its shards run other code.
+    """
+    from memory_store.ray_session import ensure_ray
+    from memory_store.shared import shared_memories
+
+    ensure_ray(join="auto")
+    found = shared_memories().get(name)
+    if found is None:
+        raise ConfigError(f"expected the name of a memory that runs here, found {name!r}; see `hmn cluster status`")
+    return open_memory(
+        found.url,
+        found.shards,
+        found.index,
+        "ray",
+        name=name,
+        threads=found.threads,
+        shard_cpus=found.shard_cpus,
+        recall_share=found.recall_share,
+        target_recall=found.target_recall,
+        replicas=found.replicas,
+    )
 
 
 def stop_memory(name: str) -> int:

@@ -72,7 +72,7 @@ def test_the_first_job_chooses_and_the_next_ones_get_what_there_is(board: Notes)
 def test_other_options_are_refused_while_it_runs_and_taken_when_it_does_not(board: Notes) -> None:
     editions = begun(board)
     other = replace(FIRST, shards=5, first_shards=5)
-    with pytest.raises(VersionMismatch, match="shards=2 instead of 5; .* `hmn cluster stop kb`"):
+    with pytest.raises(VersionMismatch, match=r"shards=2 instead of 5; .* `hmn cluster stop kb`"):
         editions.begin(other, lambda: True)
     with pytest.raises(VersionMismatch, match="url='/kb' instead of '/elsewhere'"):
         editions.begin(replace(FIRST, url="/elsewhere"), lambda: True)

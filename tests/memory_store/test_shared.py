@@ -18,14 +18,14 @@ DIM, ROWS, NAME = 8, 600, "living"
 
 
 @pytest.fixture
-def vectors_ND(rng: np.random.Generator) -> np.ndarray:
+def vectors(rng: np.random.Generator) -> np.ndarray:
     return rng.standard_normal((ROWS, DIM)).astype(np.float32)
 
 
 @pytest.fixture
-def url(tmp_path: Path, vectors_ND: np.ndarray) -> str:
+def url(tmp_path: Path, vectors: np.ndarray) -> str:
     with MemoryWriter(str(tmp_path / "kb"), dim=DIM) as writer:
-        writer.append(pa.table({"fact_id": np.arange(ROWS), "subject": [str(i) for i in range(ROWS)]}), vectors_ND)
+        writer.append(pa.table({"fact_id": np.arange(ROWS), "subject": [str(i) for i in range(ROWS)]}), vectors)
     return str(tmp_path / "kb")
 
 
@@ -69,7 +69,7 @@ class Searching:
         try:
             while not self._enough.is_set():
                 self.answers.append(self.memory.search(self.queries_BD, 10))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the test tells it
             self.failure = error
 
 
@@ -112,13 +112,13 @@ def test_a_shared_memory_is_divided_anew_while_another_job_searches(
 
 
 def test_a_shared_memory_is_embedded_anew_and_each_job_takes_it_over_at_its_refresh(
-    job: Memory, url: str, vectors_ND: np.ndarray, rng: np.random.Generator
+    job: Memory, url: str, vectors: np.ndarray, rng: np.random.Generator
 ) -> None:
     queries_BD = rng.standard_normal((4, DIM))
     expected = job.search(queries_BD, 10)
     with open_memory(url, shards=2, backend="ray", name=NAME) as other:
         with Searching(other, queries_BD) as searching:
-            assert job.reindex(lambda facts: -vectors_ND[facts["fact_id"].to_numpy()], shards=1) == 2
+            assert job.reindex(lambda facts: -vectors[facts["fact_id"].to_numpy()], shards=1) == 2
             searching.wait_for(3)
         assert searching.failure is None
         assert same(searching.answers, expected), "on the new shards too, its questions meet the vectors made for them"
