@@ -2,8 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -22,6 +23,7 @@ from memory_store.errors import (
     ReindexRunning,
     ShardsReplaced,
 )
+from memory_store.leases import ReadLease
 from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
@@ -99,6 +101,8 @@ class Memory:
         self._write_lock = threading.Lock()  # writers of one process queue here and need not race for the commit
         self._closed = False
         self._drift: tuple[int, float | None] = (0, None)
+        self._lease = ReadLease(storage)
+        weakref.finalize(self, self._lease.close).atexit = False  # for a memory that nobody closes, but forgets
 
     @property
     def url(self) -> str:
@@ -231,7 +235,8 @@ class Memory:
         with self._refresh_lock:
             self._stays_at = generation
             wanted = read_manifest(self._storage, generation)
-            self._serve(wanted)
+            with self._reading(wanted.generation):
+                self._serve(wanted)
             return wanted.generation
 
     def upsert(self, facts: pa.Table, vectors: ArrayLike, *, note: str | None = None) -> int:
@@ -351,7 +356,20 @@ class Memory:
             self._stays_at = None
             if self.generation < generation:
                 self._serve(read_manifest(self._storage, generation))
+                self._lease.hold_soon([self.generation])
         return generation
+
+    @contextmanager
+    def _reading(self, generation: int) -> Iterator[None]:
+        """While a generation is loaded, both it and the one that serves are leased; then the one that serves."""
+        served = [] if self._engines.state is None else [self.generation]
+        self._lease.hold([*served, generation])
+        read_manifest(self._storage, generation)  # a sweep may have run before it could see the lease
+        try:
+            yield
+        finally:
+            if self._engines.state is not None:
+                self._lease.hold([self.generation])
 
     def _serve(self, wanted: Manifest) -> None:
         """Load, then switch in one step; the caller holds the refresh lock. Follows whoever re-divided the memory."""
@@ -421,6 +439,7 @@ class Memory:
             if self._compactor is not None:
                 self._compactor.join()
             self._engines.now.backend.close()
+            self._lease.close()
 
     def __enter__(self) -> Self:
         return self

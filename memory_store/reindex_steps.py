@@ -50,14 +50,15 @@ class MemoryReindex:
         others = self._read_by_others()
         with memory._write_lock, memory._refresh_lock:  # no write of this process between the load and the switch
             manifest = read_manifest(memory._storage)
-            if self.built is None:
-                memory._serve(manifest)
-                return
-            for generation in others:
-                self.built.coordinator.load(generation, deadline_s=LOAD_DEADLINE_S)
-            loaded = load(self.built, manifest)
-            memory._source.publish(self.built)
-            self.replaced = memory._engines.show((self.built, manifest, loaded))
+            with memory._reading(manifest.generation):
+                if self.built is None:
+                    memory._serve(manifest)
+                    return
+                for generation in others:
+                    self.built.coordinator.load(generation, deadline_s=LOAD_DEADLINE_S)
+                loaded = load(self.built, manifest)
+                memory._source.publish(self.built)
+                self.replaced = memory._engines.show((self.built, manifest, loaded))
 
     def _read_by_others(self) -> list[int]:
         """Generations that other jobs may read on the shards of a shared memory, and go on with on these."""
