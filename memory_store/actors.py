@@ -22,6 +22,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from memory_store.backends import SharedAs
 from memory_store.calls import Call, CallFailed
 from memory_store.code_version import code_version
 from memory_store.errors import ConfigError, HmnError, ShardUnavailable, VersionMismatch
@@ -31,7 +32,15 @@ from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, Sha
 from memory_store.storage import redact
 from memory_store.topk import PartialTopK
 
-__all__ = ["NAMESPACE", "RayShardHandle", "ShardActor", "named_shards", "start_shards", "stop_named", "wait_for_actors"]
+__all__ = [
+    "NAMESPACE",
+    "RayShardHandle",
+    "ShardActor",
+    "check_name",
+    "named_shards",
+    "start_shards",
+    "wait_for_actors",
+]
 
 NAMESPACE = "hmn"
 PREFIX = "hmn:"  # of the names of shard actors
@@ -126,12 +135,12 @@ def _call_failed(error: RayActorError) -> CallFailed:
 class RayShardHandle:
     """The coordinator's end of one shard actor."""
 
-    def __init__(self, config: ShardConfig, name: str | None, cpus: float, node: str | None = None) -> None:
+    def __init__(self, config: ShardConfig, shared: SharedAs | None, cpus: float, node: str | None = None) -> None:
         """node: where the shard starts if it can; Ray puts it elsewhere once that node is gone."""
         self._config = config
+        self._shared = shared
         self._node = node
-        copy = f"-copy-{config.replica}" if config.replica else ""
-        self._name = None if name is None else f"{PREFIX}{name}:{config.shard}-of-{config.num_shards}{copy}"
+        self._name = None if shared is None else _shared_name(shared, config)
         self._cpus = cpus
         self._actor = self._create()
 
@@ -142,6 +151,8 @@ class RayShardHandle:
             raise _call_failed(died) from died
 
     def replace(self) -> None:
+        if self._shared is not None:  # shards that another job replaced or stopped must not come back
+            self._shared.require()
         self._actor = self._create()
 
     def stop(self) -> None:
@@ -166,17 +177,28 @@ class RayShardHandle:
         return ShardActor.options(**options).remote(self._config)  # type: ignore[attr-defined]  # added by ray.remote
 
 
-def start_shards(configs: Sequence[ShardConfig], *, name: str | None, cpus: float) -> list[RayShardHandle]:
+def _shared_name(shared: SharedAs, config: ShardConfig) -> str:
+    copy = f"-copy-{config.replica}" if config.replica else ""
+    edition = f"-edition-{shared.token}" if shared.token else ""
+    return f"{PREFIX}{shared.name}:{config.shard}-of-{config.num_shards}{copy}{edition}"
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for what cannot be the name of a shared memory."""
+    if not name or name.startswith(UNSHARED):
+        raise ConfigError(f"expected a name that is not empty and does not begin with {UNSHARED}, found {name!r}")
+
+
+def start_shards(configs: Sequence[ShardConfig], *, cpus: float, shared: SharedAs | None) -> list[RayShardHandle]:
     """Start one actor per config, or find those that another process started under the same name.
 
     Raises VersionMismatch when a named shard runs other code or options, ShardUnavailable when the cluster cannot
     place a shard: Ray itself would wait for ever and say nothing.
     """
-    if name is not None and (not name or name.startswith(UNSHARED)):
-        raise ConfigError(f"expected a name that is not empty and does not begin with {UNSHARED}, found {name!r}")
     ensure_ray()
     nodes = _nodes_in_turn(len(configs)) if cpus == 0 else [None] * len(configs)
-    handles = [RayShardHandle(config, name, cpus, node) for config, node in zip(configs, nodes, strict=True)]
+    name = None if shared is None else shared.name
+    handles = [RayShardHandle(config, shared, cpus, node) for config, node in zip(configs, nodes, strict=True)]
     deadline = time.monotonic() + START_DEADLINE_S
     for handle, config in zip(handles, configs, strict=True):
         _await_stamp(handle, config, name, deadline)
@@ -245,11 +267,3 @@ def named_shards() -> dict[str, str]:
     ]
     memories = {name: name.removeprefix(PREFIX).rpartition(":")[0] for name in names}
     return {name: "" if memory.startswith(UNSHARED) else memory for name, memory in memories.items()}
-
-
-def stop_named(name: str) -> int:
-    """Stop the shards of a named memory, whoever started it; returns how many there were."""
-    mine = [shard for shard, memory in named_shards().items() if memory == name and name]
-    for shard in mine:
-        ray.kill(ray.get_actor(shard, namespace=NAMESPACE), no_restart=True)
-    return len(mine)

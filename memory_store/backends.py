@@ -1,7 +1,7 @@
 """Where the shards of a memory run: in this process, or as Ray actors. Ray loads only when it is asked for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +11,19 @@ from memory_store.policy import Failure
 from memory_store.replicas import ReplicaSet, Wait
 from memory_store.shard import Shard, ShardConfig
 
-__all__ = ["Backend", "default_threads", "local_backend", "ray_backend"]
+__all__ = ["Backend", "SharedAs", "default_threads", "local_backend", "ray_backend"]
+
+
+@dataclass(frozen=True)
+class SharedAs:
+    """The name that other jobs find the shards by, and in whose edition they are.
+
+    require: raises ShardsReplaced, or ShardUnavailable, once that edition does not serve any more.
+    """
+
+    name: str
+    token: str
+    require: Callable[[], None]
 
 
 class Backend(Protocol):
@@ -23,7 +35,13 @@ class Backend(Protocol):
     @property
     def handles(self) -> Sequence[ShardHandle]: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop what was started for this memory alone; shards that are shared go on."""
+        ...
+
+    def stop(self) -> None:
+        """Stop the shards, whoever uses them."""
+        ...
 
 
 def default_threads(shards: int) -> int:
@@ -105,23 +123,31 @@ class _LocalBackend:
         if self._threads is not None:
             self._threads.shutdown(wait=True)
 
+    def stop(self) -> None:
+        self.close()
+
 
 class _RayBackend:
     name = "ray"
 
-    def __init__(self, configs: Sequence[ShardConfig], shared_name: str | None, cpus: float) -> None:
+    def __init__(self, configs: Sequence[ShardConfig], cpus: float, shared: SharedAs | None) -> None:
         from memory_store.actors import start_shards, wait_for_actors
 
-        self._started = start_shards(configs, name=shared_name, cpus=cpus)
-        self._shared = shared_name is not None
+        self._started = start_shards(configs, cpus=cpus, shared=shared)
+        self._shared = shared is not None
         self._copies = _Copies(configs, self._started, wait_for_actors)
         self.handles: Sequence[ShardHandle] = self._copies.handles
 
     def close(self) -> None:
+        if self._shared:
+            self._copies.close()
+        else:
+            self.stop()
+
+    def stop(self) -> None:
         self._copies.close()
-        if not self._shared:
-            for handle in self._started:
-                handle.stop()
+        for handle in self._started:
+            handle.stop()
 
 
 def local_backend(configs: Sequence[ShardConfig]) -> Backend:
@@ -129,6 +155,6 @@ def local_backend(configs: Sequence[ShardConfig]) -> Backend:
     return _LocalBackend(configs)
 
 
-def ray_backend(configs: Sequence[ShardConfig], *, name: str | None, cpus: float) -> Backend:
+def ray_backend(configs: Sequence[ShardConfig], *, cpus: float, shared: SharedAs | None) -> Backend:
     """Shards as Ray actors; with a name, those that other processes may already have started."""
-    return _RayBackend(configs, name, cpus)
+    return _RayBackend(configs, cpus, shared)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from memory_store.backends import Backend
 from memory_store.coordinator import Coordinator, Served
 from memory_store.delta import search_rows
+from memory_store.editions import Edition
 from memory_store.errors import CorruptFile, ReindexFailed
 from memory_store.manifest import Manifest
 from memory_store.mips.base import ShardVectors
@@ -23,7 +24,9 @@ from memory_store.vectors import widened
 
 # B sample queries, K slots, D dimension
 
-__all__ = ["Engine", "Engines", "State", "check_engine"]
+__all__ = ["LOAD_DEADLINE_S", "Engine", "Engines", "State", "check_engine", "load"]
+
+LOAD_DEADLINE_S = 600.0
 
 _SAMPLE_QUERIES = 16
 _SAMPLE_K = 10
@@ -31,11 +34,12 @@ _SAMPLE_K = 10
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """Shards that serve, and how their rows are indexed."""
+    """Shards that serve, and how their rows are indexed. edition: of a memory that is shared by name."""
 
     coordinator: Coordinator
     backend: Backend
     index: str
+    edition: Edition | None = None
 
     @property
     def shards(self) -> int:
@@ -76,12 +80,21 @@ class Engines:
             self._calls.setdefault(self.now, 0)
         return old if old is not self.now else None
 
-    def retire(self, old: Engine) -> None:
-        """Wait for the calls on a replaced engine, then stop its shards."""
+    def retire(self, old: Engine, *, stop: bool) -> None:
+        """Wait for the calls on a replaced engine, then let go of it. stop: end its shards even if they are shared."""
         with self._changed:
             self._changed.wait_for(lambda: not self._calls[old])
             del self._calls[old]
-        old.backend.close()
+        if stop:
+            old.backend.stop()
+        else:
+            old.backend.close()
+
+
+def load(engine: Engine, manifest: Manifest) -> Served:
+    """Have all shards of an engine load a generation beside those that they hold."""
+    rows = engine.coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+    return Served(generation=manifest.generation, dim=manifest.dim, fact_count=manifest.fact_count, rows_by_shard=rows)
 
 
 def check_engine(

@@ -18,6 +18,7 @@ __all__ = [
     "ReindexFailed",
     "ReindexRunning",
     "ShardUnavailable",
+    "ShardsReplaced",
     "StorageFailed",
     "UnknownFact",
     "UnknownIndex",
@@ -101,6 +102,10 @@ class UnknownFact(HmnError, KeyError):
 
 class ShardUnavailable(HmnError):
     """A shard did not answer before the deadline."""
+
+
+class ShardsReplaced(HmnError):
+    """Another job put other shards in the place of these; whoever has the memory open goes on with those by itself."""
 
 
 class RayUnavailable(HmnError):

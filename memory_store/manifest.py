@@ -79,7 +79,7 @@ def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Ma
     stored = replace(
         new,
         created_at=new.created_at or datetime.now(UTC).isoformat(timespec="seconds"),
-        author=new.author or _author(),
+        author=new.author or this_author(),
     )
     path = manifest_path(new.generation)
     try:
@@ -176,7 +176,7 @@ def _check_not_overtaken(storage: Storage, ours: Manifest, expected: int) -> Non
     raise _conflict(storage, expected, later[-1])
 
 
-def _author() -> str:
+def this_author() -> str:
     """Who commits, for the history: user and machine."""
     try:
         user = getpass.getuser()

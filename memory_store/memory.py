@@ -2,25 +2,28 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from memory_store.compaction import CompactionPolicy, compact
-from memory_store.coordinator import Served
-from memory_store.engine import Engine, Engines, State, check_engine
+from memory_store.engine import LOAD_DEADLINE_S, Engine, Engines, State, load
+from memory_store.engine_source import EngineSource
 from memory_store.errors import (
     ConfigError,
     HmnError,
     NoVectors,
     ReindexRunning,
+    ShardsReplaced,
 )
+from memory_store.leases import ReadLease
 from memory_store.manifest import Manifest, current_generation, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
@@ -28,8 +31,9 @@ from memory_store.notebook import html_pairs
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial
 from memory_store.recall import RecallReport, pooled
-from memory_store.reembed import Encode, reembed
-from memory_store.reindex import ReindexPlan, plan_reindex, run_reindex
+from memory_store.reembed import Encode
+from memory_store.reindex import plan_reindex, run_reindex
+from memory_store.reindex_steps import MemoryReindex
 from memory_store.requests import checked_ids, checked_queries, parse_partial
 from memory_store.shard import ShardStats
 from memory_store.storage import Storage
@@ -41,8 +45,7 @@ from memory_store.writes import Located, delete_facts, upsert_facts
 __all__ = ["LOAD_DEADLINE_S", "Memory", "MemoryStats"]
 
 _log = logging.getLogger(__name__)
-
-LOAD_DEADLINE_S = 600.0
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +82,14 @@ class Memory:
         storage: Storage,
         engine: Engine,
         *,
-        make_engine: Callable[[str, int], Engine],
+        source: EngineSource,
         partial: Partial,
         deadline_s: float,
         compaction: CompactionPolicy | None = None,
     ) -> None:
         self._storage = storage
         self._engines = Engines(engine)
-        self._make_engine = make_engine
+        self._source = source
         self._partial = partial
         self._deadline_s = deadline_s
         self._stays_at: int | None = None  # the generation that was asked for by number, if any
@@ -98,6 +101,8 @@ class Memory:
         self._write_lock = threading.Lock()  # writers of one process queue here and need not race for the commit
         self._closed = False
         self._drift: tuple[int, float | None] = (0, None)
+        self._lease = ReadLease(storage)
+        weakref.finalize(self, self._lease.close).atexit = False  # for a memory that nobody closes, but forgets
 
     @property
     def url(self) -> str:
@@ -169,8 +174,7 @@ class Memory:
         """
         if k < 1:
             raise ConfigError(f"expected k >= 1, found {k}")
-        with self._call() as state:
-            return self._search(state, queries, k, partial, deadline_s)
+        return self._ask(lambda state: self._search(state, queries, k, partial, deadline_s))
 
     def _search(self, state: State, queries: ArrayLike, k: int, partial: str | None, deadline_s: float | None) -> TopK:
         engine, manifest, served = state
@@ -205,14 +209,14 @@ class Memory:
             unknown = [column for column in columns if column not in known]
             if unknown:
                 raise ConfigError(f"expected columns among {', '.join(sorted(known))}, found {unknown[0]!r}")
-        with self._call() as (engine, _, served):
-            return engine.coordinator.fetch(served, ids_C, columns, deadline_s=self._deadline_s)
+        return self._ask(
+            lambda state: state[0].coordinator.fetch(state[2], ids_C, columns, deadline_s=self._deadline_s)
+        )
 
     def vectors(self, fact_ids: ArrayLike) -> NDArray[np.float32]:
         """The stored vectors of these facts, float32 [n, D], in the order asked. Raises UnknownFact, NoVectors."""
         ids_C = checked_ids(fact_ids)
-        with self._call() as (engine, _, served):
-            return engine.coordinator.vectors(served, ids_C, deadline_s=self._deadline_s)
+        return self._ask(lambda state: state[0].coordinator.vectors(state[2], ids_C, deadline_s=self._deadline_s))
 
     def holds(self, fact_ids: ArrayLike) -> NDArray[np.bool_]:
         """Which of these ids stand for a fact of the generation served, bool [n]; ids may repeat."""
@@ -230,7 +234,10 @@ class Memory:
         """
         with self._refresh_lock:
             self._stays_at = generation
-            return self._serve(generation)
+            wanted = read_manifest(self._storage, generation)
+            with self._reading(wanted.generation):
+                self._serve(wanted)
+            return wanted.generation
 
     def upsert(self, facts: pa.Table, vectors: ArrayLike, *, note: str | None = None) -> int:
         """Add facts, or put them in the place of those that have their ids; returns the generation that holds them.
@@ -311,7 +318,7 @@ class Memory:
                 served_index=engine.index,
                 served_shards=engine.shards,
             )
-            run_reindex(plan, _Reindex(self, encode, fingerprint, dtype, least_recall))
+            run_reindex(plan, MemoryReindex(self, encode, fingerprint, dtype, least_recall))
             return self.generation
         finally:
             self._reindex_lock.release()
@@ -339,26 +346,60 @@ class Memory:
         return manifest
 
     def _locate(self, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
-        with self._call() as (engine, _, _):
-            engine.coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
-            part_C, row_C = engine.coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
-        return Located(part_C=part_C, row_C=row_C)
+        def ask(state: State) -> Located:
+            coordinator = state[0].coordinator
+            coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+            part_C, row_C = coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
+            return Located(part_C=part_C, row_C=row_C)
+
+        return self._ask(ask)
 
     def _show(self, generation: int) -> int:
         """Serve this generation unless a newer one, which holds what it holds, is served already."""
         with self._refresh_lock:
             self._stays_at = None
             if self.generation < generation:
-                self._serve(generation)
+                self._serve(read_manifest(self._storage, generation))
+                self._lease.hold_soon([self.generation])
         return generation
 
-    def _serve(self, generation: int | None) -> int:
-        """Load, then switch in one step; the caller holds the refresh lock."""
-        wanted = read_manifest(self._storage, generation)
-        engine, state = self._engines.now, self._engines.state
-        if state is None or state[2].generation != wanted.generation:
-            self._engines.show((engine, wanted, _load(engine, wanted)))
-        return wanted.generation
+    @contextmanager
+    def _reading(self, generation: int) -> Iterator[None]:
+        """While a generation is loaded, both it and the one that serves are leased; then the one that serves."""
+        served = [] if self._engines.state is None else [self.generation]
+        self._lease.hold([*served, generation])
+        read_manifest(self._storage, generation)  # a sweep may have run before it could see the lease
+        try:
+            yield
+        finally:
+            if self._engines.state is not None:
+                self._lease.hold([self.generation])
+
+    def _serve(self, wanted: Manifest) -> None:
+        """Load, then switch in one step; the caller holds the refresh lock. Follows whoever re-divided the memory."""
+        while True:
+            now, state = self._engines.now, self._engines.state
+            engine = now if state is None else self._source.newer(now) or now
+            if state is not None and engine is now and state[2].generation == wanted.generation:
+                return
+            try:
+                loaded = load(engine, wanted)
+            except BaseException as error:
+                if engine is not now:
+                    engine.backend.close()
+                if isinstance(error, ShardsReplaced):
+                    continue
+                raise
+            replaced = self._engines.show((engine, wanted, loaded))
+            if replaced is not None:
+                self._engines.retire(replaced, stop=False)
+            return
+
+    def _follow(self, gone: Engine) -> None:
+        """Another job put others in the place of these shards: use those, in the generation that is served here."""
+        with self._refresh_lock:
+            if self._engines.now is gone:
+                self._serve(self.manifest)
 
     def newest_generation(self) -> int | None:
         """The newest committed generation, whether it is served or not."""
@@ -369,14 +410,14 @@ class Memory:
 
         Other users of a named memory who serve another generation have it loaded again at their next call.
         """
-        with self._call() as (engine, _, served):
-            engine.coordinator.release(served.generation, deadline_s=self._deadline_s)
+        self._ask(lambda state: state[0].coordinator.release(state[2].generation, deadline_s=self._deadline_s))
 
     def stats(self) -> MemoryStats:
         """What is served, and the state of each shard."""
-        with self._call() as (engine, manifest, served):
-            shards = engine.coordinator.stats(served, deadline_s=self._deadline_s)
-            exact = self.is_exact
+        (_, manifest, served), shards = self._ask(
+            lambda state: (state, state[0].coordinator.stats(state[2], deadline_s=self._deadline_s))
+        )
+        exact = self.is_exact
         report = pooled(line.recall for line in shards if line.recall is not None)
         return MemoryStats(
             url=self._storage.shown,
@@ -402,6 +443,7 @@ class Memory:
             if self._compactor is not None:
                 self._compactor.join()
             self._engines.now.backend.close()
+            self._lease.close()
 
     def __enter__(self) -> Self:
         return self
@@ -410,6 +452,16 @@ class Memory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _ask(self, ask: Callable[[State], _Answer]) -> _Answer:
+        """Ask what serves; if another job replaced its shards meanwhile, ask those that it put there."""
+        while True:
+            with self._call() as state:
+                try:
+                    return ask(state)
+                except ShardsReplaced:
+                    pass
+            self._follow(state[0])
 
     def _call(self) -> AbstractContextManager[State]:
         """What serves, held on to until the call ends."""
@@ -420,58 +472,3 @@ class Memory:
         if self._closed or self._engines.state is None:
             raise ConfigError(f"the memory at {self._storage.shown} is closed; open it again with open_memory")
         return self._engines.state
-
-
-@dataclass(eq=False)
-class _Reindex:
-    """The steps of reindex.run_reindex for one memory."""
-
-    memory: Memory
-    encode: Encode | None
-    fingerprint: str | None
-    dtype: str | None
-    least_recall: float
-    built: Engine | None = None
-    replaced: Engine | None = None
-
-    def build(self, plan: ReindexPlan) -> None:
-        memory = self.memory
-        if self.encode is not None:
-            reembed(memory._storage, self.encode, fingerprint=self.fingerprint, dtype=self.dtype)
-        if plan.rebuild:
-            self.built = memory._make_engine(plan.index, plan.shards)
-
-    def verify(self, plan: ReindexPlan) -> None:
-        memory = self.memory
-        manifest = read_manifest(memory._storage)
-        engine = self.built or memory._engines.now
-        check_engine(
-            memory._storage,
-            engine,
-            manifest,
-            _load(engine, manifest),
-            least_recall=self.least_recall,
-            deadline_s=LOAD_DEADLINE_S,
-        )
-
-    def switch(self, plan: ReindexPlan) -> None:
-        memory = self.memory
-        with memory._write_lock, memory._refresh_lock:  # no write of this process between the load and the switch
-            if self.built is None:
-                memory._serve(None)
-                return
-            manifest = read_manifest(memory._storage)
-            self.replaced = memory._engines.show((self.built, manifest, _load(self.built, manifest)))
-
-    def sweep(self, plan: ReindexPlan) -> None:
-        if self.replaced is not None:
-            self.memory._engines.retire(self.replaced)
-
-    def abandon(self) -> None:
-        if self.built is not None and self.replaced is None:
-            self.built.backend.close()
-
-
-def _load(engine: Engine, manifest: Manifest) -> Served:
-    rows = engine.coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
-    return Served(generation=manifest.generation, dim=manifest.dim, fact_count=manifest.fact_count, rows_by_shard=rows)

@@ -5,13 +5,14 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
 from memory_store.disk import Entry
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
 from memory_store.index_names import INDEX_FOLDER, main_name, main_of, main_parts
+from memory_store.leases import LEASE_FOLDER, leases
 from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
 from memory_store.storage import Storage
 from memory_store.verify import GenerationCheck, VerifyReport, verify_memory
@@ -33,7 +34,7 @@ __all__ = [
 
 ORPHAN_AGE_S = 24 * 3600.0  # a file no manifest names may belong to a long run that has not committed yet
 
-_FOLDERS = (*PART_FOLDERS, INDEX_FOLDER, "manifests", "pins", "quarantine")
+_FOLDERS = (*PART_FOLDERS, INDEX_FOLDER, "manifests", "pins", LEASE_FOLDER, "quarantine")
 TAG_PREFIX = "tag="
 """Pins under this prefix are a person's: names for generations that are worth keeping."""
 
@@ -45,6 +46,7 @@ class GenerationReport:
     """One generation: its manifest (parent, time, note, dimension, encoder, parts, ...), or why it cannot be read.
 
     bytes: of all its parts, those shared with other generations included. pins: names of the pins that hold it.
+    readers: user, machine and process of every open memory that reads it.
     """
 
     generation: int
@@ -53,6 +55,7 @@ class GenerationReport:
     problem: str | None
     bytes: int
     pins: tuple[str, ...]
+    readers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,15 @@ class MemoryReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """What was deleted: superseded generations, and files with their bytes."""
+    """What was deleted: superseded generations, and files with their bytes.
+
+    read: generations that stay only because somebody reads them, with who.
+    """
 
     generations: tuple[int, ...]
     files: tuple[str, ...]
     bytes: int
+    read: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
@@ -82,6 +89,7 @@ def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
     if not known:
         read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
     held = pins(storage)
+    read = _readers(storage, time.time())
     reports = []
     for generation in known:
         manifest, problem = _read_or_problem(storage, generation)
@@ -94,6 +102,7 @@ def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
                 problem=problem,
                 bytes=sum(part.bytes for part in parts),
                 pins=tuple(sorted(name for name, number in held.items() if number == generation)),
+                readers=read.get(generation, ()),
             )
         )
     files = _part_files(storage)
@@ -158,10 +167,11 @@ def sweep(
     """Delete superseded generations, their saved indexes, and the part files that no remaining manifest names.
 
     The newest keep_last generations (at least the current one), those superseded less than keep_s seconds ago (somebody
-    may still read them) and all pinned ones stay, with all their parts. With only_note, so do all whose note is
-    another: what somebody else made is not ours to delete. A file that no manifest ever named may belong to a writer at
-    work: it goes once it is orphan_age_s old. dry_run: report only. Raises MemoryNotFound, and CorruptFile (deleting
-    nothing) if a manifest that stays cannot be read.
+    may still read them), all pinned ones and those that an open memory reads stay, with all their parts. With
+    only_note, so do all whose note is another: what somebody else made is not ours to delete. A file that no manifest
+    ever named may belong to a writer at work: it goes once it is orphan_age_s old. Leases of readers that died go too.
+    dry_run: report only. Raises MemoryNotFound, and CorruptFile (deleting nothing) if a manifest that stays, a pin or a
+    lease cannot be read.
     """
     if keep_s < 0:
         raise ConfigError(f"expected keep_s of at least 0, found {keep_s}")
@@ -171,21 +181,25 @@ def sweep(
     known = generations(storage)
     if not known:
         read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
-    oldest_kept_s = (time.time() if now_s is None else now_s) - keep_s
-    kept = {*known[-keep_last:], *pins(storage).values(), *_superseded_since(storage, known, keep_s, oldest_kept_s)}
+    now_s = time.time() if now_s is None else now_s
+    kept = {*known[-keep_last:], *pins(storage).values(), *_superseded_since(storage, known, keep_s, now_s - keep_s)}
     superseded = [generation for generation in known if generation not in kept]
     manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
     if only_note is not None:
         notes = {generation: manifest.note for generation, manifest in manifests.items() if manifest is not None}
         superseded = [generation for generation in superseded if notes.get(generation) == only_note]
-        kept = {generation for generation in known if generation not in superseded}
+    readers = _readers(storage, now_s)
+    read = {generation: readers[generation] for generation in superseded if generation in readers}
+    superseded = [generation for generation in superseded if generation not in read]
+    kept = {generation for generation in known if generation not in superseded}
     remaining = {generation: read_manifest(storage, generation) for generation in known if generation in kept}
 
     # Manifests go before their parts, oldest first: a crash in between leaves files that nobody names, never a
     # generation that lacks some.
     deleted = []
     for generation in superseded:
-        if generation not in pins(storage).values():  # pinned since we looked
+        # Pinned or opened since we looked?
+        if generation not in pins(storage).values() and generation not in _readers(storage, now_s):
             deleted.append(generation)
             if not dry_run:
                 storage.delete(manifest_path(generation))
@@ -195,7 +209,7 @@ def sweep(
 
     named = _named_parts(remaining.values())
     released = _named_parts(manifests[generation] for generation in deleted) - named
-    oldest_s = (time.time() if now_s is None else now_s) - orphan_age_s
+    oldest_s = now_s - orphan_age_s
     doomed = [entry for entry in _part_files(storage) if entry.path in released]
     strays = [entry for entry in _part_files(storage) if entry.path not in named | released]
     main, old_main = _mains(remaining.values()), _mains(manifests[generation] for generation in deleted)
@@ -206,11 +220,25 @@ def sweep(
     if not dry_run:
         for entry in doomed:
             storage.delete(entry.path)
+        for lease in leases(storage):
+            if not lease.is_live(now_s):
+                storage.delete(lease.path)
     return SweepReport(
         generations=tuple(deleted),
         files=tuple(entry.path for entry in doomed),
         bytes=sum(entry.bytes for entry in doomed),
+        read=read,
     )
+
+
+def _readers(storage: Storage, now_s: float) -> dict[int, tuple[str, ...]]:
+    """Who reads which generation now."""
+    found: dict[int, list[str]] = {}
+    for lease in leases(storage):
+        if lease.is_live(now_s):
+            for generation in lease.generations:
+                found.setdefault(generation, []).append(lease.reader)
+    return {generation: tuple(sorted(readers)) for generation, readers in found.items()}
 
 
 def _superseded_since(storage: Storage, known: list[int], keep_s: float, since_s: float) -> set[int]:

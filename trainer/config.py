@@ -76,8 +76,10 @@ class TrainConfig:
     subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
     again. refresh_drift, refresh_recall: it is also embedded again as soon as a sample of its vectors is further than
     that from what the model makes of the facts now (share of their norm), or holds less than that of the facts that
-    the model would retrieve now; looked at every refresh_check_steps, 0 for never. checkpoint_every_refreshes: a
-    checkpoint is written with every so many scheduled ones. workers: data-parallel processes of Ray Train; 1 trains in
+    the model would retrieve now; looked at every refresh_check_steps, 0 for never. refresh_lag_steps: training goes on
+    while the memory is embedded by a copy of the model, and takes the result over so many steps after it was asked for,
+    waiting only if it is not ready by then; 0 waits at once. checkpoint_every_refreshes: a checkpoint is written with
+    every so many scheduled ones; those are waited for. workers: data-parallel processes of Ray Train; 1 trains in
     this process. threads: torch threads. max_steps: stop early, 0 for no limit. extra: facts that join the candidates
     at random, against the bias of an approximate search: "uniform" ones, or whole "clusters" of the stored vectors;
     extra_facts: how many, on average for clusters. correction: "importance" weighs them in the loss by the chance that
@@ -98,6 +100,7 @@ class TrainConfig:
     refresh_drift: float = 0.0
     refresh_recall: float = 0.0
     refresh_check_steps: int = 10
+    refresh_lag_steps: int = 0
     checkpoint_every_refreshes: int = 5
     workers: int = 1
     threads: int = 2
@@ -126,6 +129,9 @@ class TrainConfig:
                 f"expected train.workers = 1 with train.refresh_drift or train.refresh_recall, found {self.workers}: "
                 "each worker would decide for itself; set train.refresh_every_steps instead"
             )
+        between("train.refresh_lag_steps", self.refresh_lag_steps, 0, self.refresh_every_steps)
+        if self.workers > 1 and self.refresh_lag_steps:
+            raise ConfigError(f"expected train.workers = 1 with train.refresh_lag_steps, found {self.workers}")
         at_least("train.checkpoint_every_refreshes", self.checkpoint_every_refreshes, 1)
         at_least("train.workers", self.workers, 1)
         at_least("train.threads", self.threads, 1)

@@ -242,6 +242,14 @@ def train_worker(
         return run.train(first, found)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A refresh that training does not wait for. step: whose model embeds; member: of it, or all."""
+
+    step: int
+    member: int | None
+
+
 @dataclass(kw_only=True)
 class _Run:
     """The state of a run between its steps. steps: of each member; they are trained one after the other.
@@ -264,11 +272,16 @@ class _Run:
     progress: Progress
     watch: Watch | None  # of rank 0
     loss: float = 0.0
+    asked: _Asked | None = None  # a refresh under way beside the steps
     held: int | None = -1  # the member whose vectors the memory holds, None for all; -1 for what was there before
 
     def train(self, first: int, found: CheckpointInfo | None) -> dict[str, Any]:
-        settings = self.config.train
         refresher = Refresher(self.memory, self.encoder, name=_pin_name(self.config), dtype=self.config.memory.dtype)
+        with contextlib.closing(refresher):  # what it does beside must not outlive the run, however that ends
+            return self._train(first, found, refresher)
+
+    def _train(self, first: int, found: CheckpointInfo | None, refresher: Refresher) -> dict[str, Any]:
+        settings = self.config.train
         policy = RefreshPolicy(
             most_drift=settings.refresh_drift,
             least_recall=settings.refresh_recall,
@@ -291,16 +304,28 @@ class _Run:
             member, own_step = divmod(step, self.steps)
             alone = member if members > 1 else None
             refreshes, steps_since = divmod(own_step, settings.refresh_every_steps)
-            if steps_since == 0:
+            if self.asked is not None and (steps_since == 0 or step == self.asked.step + settings.refresh_lag_steps):
+                generation = self._take_over(refresher, step)
+            is_checkpoint = refreshes % settings.checkpoint_every_refreshes == 0
+            if steps_since == 0 and settings.refresh_lag_steps and own_step and step > first and not is_checkpoint:
+                self._ask(refresher, step, alone)
+            elif steps_since == 0:
                 generation = self._refresh(refresher, alone, watched_at=step)
-                if refreshes % settings.checkpoint_every_refreshes == 0 and step > first:
+                if is_checkpoint and step > first:
                     if members > 1:
                         generation = self._refresh(refresher, None)
                     self._save(refresher, generation, step, total)
                     if members > 1:
                         generation = self._refresh(refresher, alone)
-            elif policy.is_checked_at(own_step) and policy.is_due(self._staleness(facts[member], own_step, member)):
-                generation = self._refresh(refresher, alone, watched_at=step)
+            elif (
+                self.asked is None
+                and policy.is_checked_at(own_step)
+                and policy.is_due(self._staleness(facts[member], own_step, member))
+            ):
+                if settings.refresh_lag_steps:
+                    self._ask(refresher, step, alone)
+                else:
+                    generation = self._refresh(refresher, alone, watched_at=step)
             began_s = time.perf_counter()
             batch = self.data.batch(own_step, self.rank, settings.workers, member=member)
             batch_s = time.perf_counter() - began_s
@@ -324,6 +349,8 @@ class _Run:
             done = step + 1
             if self.watch is not None and self.watch.step(done, report, batch, batch_s, last=done == total):
                 self.progress("train", done, total, unit="steps", note=f"loss {report.loss:.3f}")
+        if self.asked is not None:
+            self._take_over(refresher, total)
         if total > first:
             generation = self._refresh(refresher, None, watched_at=total)
             self._save(refresher, generation, total, total)
@@ -368,6 +395,25 @@ class _Run:
             self.memory.refresh(generation)
         if watch is not None and watched_at is not None:
             watch.refreshed(watched_at, self.memory, encode)
+        return generation
+
+    def _ask(self, refresher: Refresher, step: int, alone: int | None) -> None:
+        """Have the model as it is embed the memory beside the next steps."""
+        refresher.begin(member=alone)
+        self.asked = _Asked(step, alone)
+
+    def _take_over(self, refresher: Refresher, step: int) -> int:
+        """Go on with the vectors that were asked for; at a step that the settings fix, so that equal seeds agree."""
+        assert self.asked is not None, "something was asked for"
+        asked, self.asked = self.asked, None
+        encode = partial(self._encode, member=asked.member)
+        if self.watch is not None:
+            self.watch.before_refresh(self.memory, encode if self.held == asked.member else None)
+        generation = refresher.take_over()
+        self.held = asked.member
+        refresher.sweep()
+        if self.watch is not None:
+            self.watch.refreshed(step, self.memory, encode, as_of=asked.step)
         return generation
 
     def _save(self, refresher: Refresher, generation: int, step: int, total: int) -> None:

@@ -1,6 +1,8 @@
 """Refreshing a memory while a model trains: embed, commit, switch, sweep. The old generation serves meanwhile."""
 
+import copy
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +37,12 @@ class FactEmbedder:
         self._encoder = encoder
         self._remember = remember
         self._remembered: dict[str, FactFeatures] = {}
-        self._facts = 0
+
+    def of(self, encoder: Encoder, member: int | None) -> "FactEmbedder":
+        """The same facts, remembered once, by another encoder."""
+        other = copy.copy(self)
+        other._encoder, other.member = encoder, member
+        return other
 
     def __call__(self, facts: pa.Table) -> NDArray[np.float32]:
         """float32 [N, D], one vector per fact."""
@@ -53,10 +60,9 @@ class FactEmbedder:
         key = _content(facts["features"])
         if key not in self._remembered:
             features = FactFeatures.from_table(facts)
-            if self._facts + len(features) > self._remember:
+            if sum(map(len, self._remembered.values())) + len(features) > self._remember:
                 return features
             self._remembered[key] = features
-            self._facts += len(features)
         return self._remembered[key]
 
 
@@ -85,24 +91,52 @@ class Refresher:
         self._name = name
         self._note = f"refresh of {name}"
         self._dtype = dtype
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="hmn-refresh")
+        self._begun: Future[int] | None = None
 
     def refresh(self, committed: Callable[[int], None] | None = None, *, member: int | None = None) -> int:
         """Embed all facts as the encoder, or one member of it, is now; commit, serve; returns the generation."""
         self._embedder.member = member
-        summary = embed(
+        generation = self._embed(self._encoder, self._embedder, member)
+        if committed is not None:
+            committed(generation)
+        return self._serve(generation)
+
+    def begin(self, *, member: int | None = None) -> None:
+        """Start to embed all facts as the encoder is now, by a copy of it, beside whatever comes next.
+
+        The generation is committed when it is done, and served from `take_over` on. One at a time.
+        """
+        assert self._begun is None, "the one before is taken over first"
+        encoder = copy.deepcopy(self._encoder).eval()
+        embedder = self._embedder.of(encoder, member)
+        self._begun = self._beside.submit(self._embed, encoder, embedder, member)
+
+    def take_over(self) -> int:
+        """Serve what `begin` started, waiting for it if need be; returns the generation. Raises what it met."""
+        assert self._begun is not None, "something was begun"
+        begun, self._begun = self._begun, None
+        return self._serve(begun.result())
+
+    def close(self) -> None:
+        """Wait for the end of what was begun, whatever it is."""
+        self._beside.shutdown(wait=True)
+
+    def _embed(self, encoder: Encoder, embedder: FactEmbedder, member: int | None) -> int:
+        return embed(
             self._memory.url,
-            lambda: self._embedder,
-            fingerprint=self._encoder.fingerprint(member),
-            dim=self._encoder.dim_of(member),
+            lambda: embedder,
+            fingerprint=encoder.fingerprint(member),
+            dim=encoder.dim_of(member),
             dtype=self._dtype,
             note=self._note,
-        )
-        if committed is not None:
-            committed(summary.generation)
-        self._memory.refresh(summary.generation)
+        ).generation
+
+    def _serve(self, generation: int) -> int:
+        self._memory.refresh(generation)
         self._memory.release_others()
         give_memory_back()
-        return summary.generation
+        return generation
 
     def keep(self, generation: int) -> None:
         """Pin the generation that a checkpoint names, before the checkpoint is published."""

@@ -109,10 +109,13 @@ class Watch:
         self._stale_QK = None if encode is None else self._ask(memory, encode)
         self._refresh_began_s = time.perf_counter()
 
-    def refreshed(self, step: int, memory: Memory, encode: Encode) -> None:
-        """Ask it again, before the checkpoint of this step: a resumed run has the lines up to its checkpoint."""
+    def refreshed(self, step: int, memory: Memory, encode: Encode, *, as_of: int | None = None) -> None:
+        """Ask it again, before the checkpoint of this step: a resumed run has the lines up to its checkpoint.
+
+        as_of: the step whose model made the vectors, where that was an earlier one.
+        """
         refresh_s = time.perf_counter() - self._refresh_began_s
-        self._fresh_at = step
+        self._fresh_at = step if as_of is None else as_of
         if step == self._resume_step and step > 0:
             return  # written by the run that was interrupted
         fresh_QK = self._ask(memory, encode)

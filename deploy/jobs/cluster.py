@@ -53,8 +53,8 @@ def stop(console: Console, name: str) -> None:
 
     Jobs that still use it fail with one line. A job that opens it by this name again starts it afresh.
     """
-    from memory_store.actors import stop_named
     from memory_store.ray_session import ensure_ray
+    from memory_store.shared import stop_named
 
     ensure_ray(join="auto")
     stopped = stop_named(name)

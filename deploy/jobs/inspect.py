@@ -35,7 +35,8 @@ __all__ = ["command"]
 def command(console: Console, url: str, generation: int | None, parts: bool, fact_ids: tuple[int, ...]) -> None:
     """Show what is at URL from its manifests: its history (when, who, what), facts, vectors, encoder, pins, sizes.
 
-    Reads no part unless facts are asked for: `hmn verify` does that.
+    Says which processes have the memory open, and at which generation. Reads no part unless facts are asked for: `hmn
+    verify` does that.
     """
     from memory_store.errors import GenerationNotFound
     from memory_store.upkeep import inspect_memory
@@ -67,6 +68,8 @@ def _show(console: Console, report: MemoryReport, chosen: GenerationReport, part
     for found in report.generations:
         if found.problem:
             console.write(f"generation {found.generation}: {found.problem}")
+        for reader in found.readers:
+            console.write(f"generation {found.generation} is read by {reader}")
     if chosen.manifest is None:
         return
     console.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,9 @@ from deploy.entry import main
 from deploy.options import examples, json_option, memory_option
 
 if TYPE_CHECKING:
+    from memory_store.memory import Memory
+    from memory_store.reembed import Encode
+    from memory_store.storage import Storage
     from memory_store.trial import Trial
 
 __all__ = ["command"]
@@ -22,12 +26,19 @@ __all__ = ["command"]
     epilog=examples(
         "hmn reindex --memory memories/geonames --model runs/better",
         "hmn reindex --memory memories/geonames --index exact --shards 4",
+        "hmn reindex --memory /data/geonames --model /data/runs/better --name geonames",
     ),
 )
 @memory_option
 @click.option("--model", "run_dir", metavar="RUN", help="Embed every fact with the model of this run.")
 @click.option("--index", metavar="NAME", help="Build this index (see hmn indexes) and measure its recall.")
-@click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="For --index: shards.")
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    show_default="1; with --name, as many as it has",
+    help="For --index: shards.",
+)
+@click.option("--name", metavar="NAME", help="Have the memory that jobs share by this name serve the result.")
 @click.option(
     "--least-recall",
     type=click.FloatRange(0.0, 1.0),
@@ -38,37 +49,63 @@ __all__ = ["command"]
 @json_option
 @click.pass_obj
 def command(
-    console: Console, url: str, run_dir: str | None, index: str | None, shards: int, least_recall: float
+    console: Console,
+    url: str,
+    run_dir: str | None,
+    index: str | None,
+    shards: int | None,
+    least_recall: float,
+    name: str | None,
 ) -> None:
     """Embed every fact of the memory with another model while it serves, and try an index on it before serving with it.
 
     Facts that are upserted meanwhile are embedded too; a re-index that was killed goes on where it was; a second one at
-    the same time is refused. An index and shards are chosen by who opens the memory: nothing of them is stored.
+    the same time is refused. An index and shards are chosen by who opens the memory: nothing of them is stored. With
+    --name the shards that jobs of the Ray cluster share are replaced in one step, while those jobs search on; each
+    takes new vectors over at its next refresh, for its model must fit them.
     """
     from memory_store.reembed import reembed
     from memory_store.storage import Storage
 
     if run_dir is None and index is None:
-        raise click.UsageError("expected --model, --index or both: there is nothing to do")
+        raise click.UsageError("expected --model, --index or both: there is nothing to do; for shards see hmn reshard")
     data: dict[str, Any] = {"memory": url}
     trial: Trial | None = None
-    if run_dir is not None:
-        from deploy.jobs.embed import make_embedder
-        from trainer.run import load_run
+    with ExitStack() as closing:
+        shared = None if name is None else closing.enter_context(_open_shared(name, Storage(url)))
+        encode: Encode | None = None
+        fingerprint: str | None = None
+        if run_dir is not None:
+            from deploy.jobs.embed import make_embedder
+            from trainer.run import load_run
 
-        manifest = reembed(
-            Storage(url),
-            make_embedder(run_dir),
-            fingerprint=load_run(run_dir)[2].fingerprint(),
-            progress=console.progress,
-        )
-        data |= {"generation": manifest.generation, "facts": manifest.fact_count, "encoder": manifest.encoder}
-    if index is not None:
-        from memory_store.trial import try_index
+            encode, fingerprint = make_embedder(run_dir), load_run(run_dir)[2].fingerprint()
+            manifest = reembed(Storage(url), encode, fingerprint=fingerprint, progress=console.progress)
+            data |= {"generation": manifest.generation, "facts": manifest.fact_count, "encoder": manifest.encoder}
+        if shared is not None:
+            shared.reindex(encode, index, shards, fingerprint=fingerprint, least_recall=least_recall)
+            stats = shared.stats()
+            data |= {"name": name, "generation": stats.generation, "rows": [line.rows for line in stats.shards]}
+            data |= {"index": stats.shards[0].index, "shards": len(stats.shards)}
+        elif index is not None:
+            from memory_store.trial import try_index
 
-        trial = try_index(url, index=index, shards=shards, least_recall=least_recall)
-        data |= vars(trial)
+            trial = try_index(url, index=index, shards=shards or 1, least_recall=least_recall)
+            data |= vars(trial)
     console.result(data, lambda: _show(console, data, trial))
+
+
+def _open_shared(name: str, storage: Storage) -> Memory:
+    from memory_store.errors import ConfigError
+    from memory_store.opening import open_shared
+
+    memory = open_shared(name)
+    if memory.url != storage.url:
+        memory.close()
+        raise ConfigError(
+            f"expected --memory to be what {name} shares, found {storage.shown}; see `hmn cluster status`"
+        )
+    return memory
 
 
 def _show(console: Console, data: dict[str, Any], trial: Trial | None) -> None:
@@ -81,6 +118,8 @@ def _show(console: Console, data: dict[str, Any], trial: Trial | None) -> None:
             "built in": f"{duration(trial.build_s)}, {size(trial.bytes)}",
             "recall@10": round(trial.recall, 4),
         }
+    if "name" in data:
+        rows["serves as"] = f"{data['name']}, {data['index']} on {data['shards']} shard{'s'[: data['shards'] > 1]}"
     console.pairs(rows)
 
 

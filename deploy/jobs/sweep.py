@@ -35,20 +35,24 @@ _DAY_S = 24 * 3600.0
 def command(console: Console, url: str, keep_last: int, keep_days: float, dry_run: bool) -> None:
     """Delete superseded generations of the memory at URL, and the files that only they need.
 
-    The current generation stays, and so does everything that a tag or the checkpoint of a run holds.
+    The current generation stays, and so does everything that a tag or the checkpoint of a run holds, and what an open
+    memory reads: a process that died counts for another quarter of an hour.
     """
     from memory_store.upkeep import sweep
 
     report = sweep(url, keep_last=keep_last, keep_s=keep_days * _DAY_S, dry_run=dry_run)
     count, would = len(report.generations), "would be " if dry_run else ""
     names = ", ".join(map(str, report.generations)) or "none"
-    console.result(
-        {"memory": url, "dry_run": dry_run, **vars(report)},
-        lambda: console.write(
+
+    def show() -> None:
+        console.write(
             f"{url}: {count} generation{'s'[: count != 1]} {would}deleted ({names}); {len(report.files)} files, "
             f"{size(report.bytes)}"
-        ),
-    )
+        )
+        for generation, readers in report.read.items():
+            console.write(f"generation {generation} stays: {'; '.join(readers)} read{'s'[: len(readers) == 1]} it")
+
+    console.result({"memory": url, "dry_run": dry_run, **vars(report)}, show)
 
 
 if __name__ == "__main__":

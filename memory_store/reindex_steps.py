@@ -1,0 +1,78 @@
+"""The steps of a re-index as a Memory takes them: build beside what serves, verify, switch, sweep."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memory_store.engine import LOAD_DEADLINE_S, Engine, check_engine, load
+from memory_store.manifest import generations, read_manifest
+from memory_store.reembed import Encode, reembed
+from memory_store.reindex import ReindexPlan
+
+if TYPE_CHECKING:
+    from memory_store.memory import Memory
+
+__all__ = ["MemoryReindex"]
+
+
+@dataclass(eq=False)
+class MemoryReindex:
+    """See reindex.ReindexSteps."""
+
+    memory: "Memory"
+    encode: Encode | None
+    fingerprint: str | None
+    dtype: str | None
+    least_recall: float
+    built: Engine | None = None
+    replaced: Engine | None = None
+
+    def build(self, plan: ReindexPlan) -> None:
+        memory = self.memory
+        if self.encode is not None:
+            reembed(memory._storage, self.encode, fingerprint=self.fingerprint, dtype=self.dtype)
+        if plan.rebuild:
+            self.built = memory._source.beside(memory._engines.now, plan.index, plan.shards)
+
+    def verify(self, plan: ReindexPlan) -> None:
+        memory = self.memory
+        manifest = read_manifest(memory._storage)
+        engine = self.built or memory._engines.now
+        check_engine(
+            memory._storage,
+            engine,
+            manifest,
+            load(engine, manifest),
+            least_recall=self.least_recall,
+            deadline_s=LOAD_DEADLINE_S,
+        )
+
+    def switch(self, plan: ReindexPlan) -> None:
+        memory = self.memory
+        others = self._read_by_others()
+        with memory._write_lock, memory._refresh_lock:  # no write of this process between the load and the switch
+            manifest = read_manifest(memory._storage)
+            with memory._reading(manifest.generation):
+                if self.built is None:
+                    memory._serve(manifest)
+                    return
+                for generation in others:
+                    self.built.coordinator.load(generation, deadline_s=LOAD_DEADLINE_S)
+                loaded = load(self.built, manifest)
+                memory._source.publish(self.built)
+                self.replaced = memory._engines.show((self.built, manifest, loaded))
+
+    def _read_by_others(self) -> list[int]:
+        """Generations that other jobs may read on the shards of a shared memory, and go on with on these."""
+        if self.built is None or self.built.edition is None:
+            return []
+        there = set(generations(self.memory._storage))
+        held = {held for line in self.memory.stats().shards for held in line.generations_resident}
+        return sorted(held & there)
+
+    def sweep(self, plan: ReindexPlan) -> None:
+        if self.replaced is not None:
+            self.memory._engines.retire(self.replaced, stop=True)
+
+    def abandon(self) -> None:
+        if self.built is not None and self.replaced is None:
+            self.built.backend.stop()
