@@ -140,10 +140,14 @@ def line_chart(
     if x_low == x_high:
         x_low, x_high = x_ticks[0], x_ticks[-1]
 
+    x_labels = {tick: count(tick) if tick >= 1 else plain(tick) for tick in x_ticks if x_low <= tick <= x_high * 1.0001}
+    # The last label may stand under the end of the axis, with half of it beyond.
+    right_end = _WIDTH - max([_RIGHT, *(_LABEL_CHAR * len(label) / 2 + 4 for label in list(x_labels.values())[-1:])])
+
     def at_x(x: float) -> float:
         scale = math.log10 if is_log_x else float
         low, high = scale(x_low), scale(x_high)
-        return _LEFT + (scale(x) - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (scale(x) - low) / (high - low) * (right_end - _LEFT)
 
     def at_y(y: float) -> float:
         scale = math.log10 if is_log else float
@@ -153,17 +157,14 @@ def line_chart(
     parts = [_text(2, 14, y_label + (", logarithmic" if is_log else ""), "axis-name")]
     parts += _legend(rows)
     for tick in y_ticks:
-        parts.append(_line(_LEFT, at_y(tick), _WIDTH - _RIGHT, at_y(tick), "grid"))
+        parts.append(_line(_LEFT, at_y(tick), right_end, at_y(tick), "grid"))
         parts.append(_text(_LEFT - 8, at_y(tick) + 4, y_format(tick), "tick end"))
-    for tick in x_ticks:
-        if x_low <= tick <= x_high * 1.0001:
-            parts.append(_line(at_x(tick), height - _BOTTOM, at_x(tick), height - _BOTTOM + 4, "axis"))
-            parts.append(
-                _text(at_x(tick), height - _BOTTOM + 18, count(tick) if tick >= 1 else plain(tick), "tick mid")
-            )
-    parts.append(_line(_LEFT, height - _BOTTOM, _WIDTH - _RIGHT, height - _BOTTOM, "axis"))
+    for tick, label in x_labels.items():
+        parts.append(_line(at_x(tick), height - _BOTTOM, at_x(tick), height - _BOTTOM + 4, "axis"))
+        parts.append(_text(at_x(tick), height - _BOTTOM + 18, label, "tick mid"))
+    parts.append(_line(_LEFT, height - _BOTTOM, right_end, height - _BOTTOM, "axis"))
     said_x = x_label + (", logarithmic" if is_log_x else "")
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, said_x, "axis-name mid"))
+    parts.append(_text((_LEFT + right_end) / 2, height - 8, said_x, "axis-name mid"))
     for one in drawn:
         parts += _series(one, at_x, at_y, y_format)
     return _svg(height, f"{y_label} against {x_label}", parts)
