@@ -191,14 +191,7 @@ def train_worker(
         seed=config.seed,
     )
     encoder = make_encoder(config.model, config.seed)
-    optimizers = Optimizers(
-        encoder,
-        table_rate=config.train.table_rate,
-        network_rate=config.train.network_rate,
-        reader_rate=config.train.reader_rate,
-        table_damping=config.train.table_damping,
-        batch_questions=config.train.batch_questions,
-    )
+    optimizers = Optimizers(encoder, config.train)
     run_storage = Storage(config.run_dir)
     if found is None:
         tables = scan_facts(storage, manifest, columns=list(FEATURE_COLUMNS))

@@ -13,6 +13,7 @@ from torch import Tensor
 from memory_store.mips.workers import InTurn, Workers
 from pipeline.features import question_features
 from trainer.attention import FactSource, KMipsAttention
+from trainer.config import TrainConfig
 from trainer.data import Batch
 from trainer.encoders.base import Encoder
 from trainer.encoders.tables import RowAdagrad
@@ -58,22 +59,13 @@ class _Laps:
 class Optimizers:
     """Row-wise Adagrad for the feature tables, Adam for everything else, one linear decay for both."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        table_rate: float,
-        network_rate: float,
-        reader_rate: float,
-        table_damping: float,
-        batch_questions: int,
-    ) -> None:
+    def __init__(self, encoder: Encoder, settings: TrainConfig) -> None:
         # The loss is a mean: a question's share of a gradient shrinks with the batch, and so does what counts as noise.
-        self.tables = RowAdagrad(encoder.tables, start=(table_damping / batch_questions) ** 2)
+        self.tables = RowAdagrad(encoder.tables, start=(settings.table_damping / settings.batch_questions) ** 2)
         readers, others = encoder.reader_parameters()
-        self.network = torch.optim.Adam([{"params": others}, {"params": readers}], lr=network_rate, fused=True)
-        self._table_rate = table_rate
-        self._network_rates = (network_rate, reader_rate)
+        self.network = torch.optim.Adam([{"params": others}, {"params": readers}], lr=settings.network_rate, fused=True)
+        self._table_rate = settings.table_rate
+        self._network_rates = (settings.network_rate, settings.reader_rate)
 
     def zero(self) -> None:
         self.network.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,7 @@ def _timed(
     workers = step_workers(threads)
     config, _, encoder = load_run(folder / "run")
     data = _training_data(config)
-    optimizers = Optimizers(
-        encoder.train(),
-        table_rate=config.train.table_rate,
-        network_rate=config.train.network_rate,
-        reader_rate=config.train.reader_rate,
-        table_damping=0.0,
-        batch_questions=config.train.batch_questions,
-    )
+    optimizers = Optimizers(encoder.train(), replace(config.train, table_damping=0.0))
     sources = {index: EncodedFacts(memory, encoder) for index, memory in memories.items()}
     times: dict[str, dict[str, list[float]]] = {way.name: {"step": [], "search": []} for way in ways}
     for turn in range(repeats + 1):

@@ -124,15 +124,8 @@ MODELS = {"default": default_model, "paper": paper_model}
 def default_step(
     encoder: Encoder, source: FactSource, candidates: CandidateRule, asked: "Generated", threads: int
 ) -> Step:
-    settings = TrainConfig()
-    optimizers = Optimizers(
-        encoder,
-        table_rate=settings.table_rate,
-        network_rate=settings.network_rate,
-        reader_rate=settings.reader_rate,
-        table_damping=settings.table_damping,
-        batch_questions=QUESTIONS,
-    )
+    settings = TrainConfig(batch_questions=QUESTIONS)
+    optimizers = Optimizers(encoder, settings)
     attention = KMipsAttention(K, candidates).train()
     encoder.train()
     workers = step_workers(threads)

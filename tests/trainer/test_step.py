@@ -43,14 +43,7 @@ def _trained(config: RunConfig, workers: Workers | InTurn, candidates: Candidate
     encoder = make_encoder(config.model, config.seed)
     tables = list(scan_facts(storage, manifest, columns=["fact_id", "features"]))
     encoder.fit(FactFeatures.from_table(table) for table in tables)
-    optimizers = Optimizers(
-        encoder,
-        table_rate=settings.table_rate,
-        network_rate=settings.network_rate,
-        reader_rate=settings.reader_rate,
-        table_damping=settings.table_damping,
-        batch_questions=settings.batch_questions,
-    )
+    optimizers = Optimizers(encoder, settings)
     attention = KMipsAttention(settings.k, candidates).train()
     encoder.train()
     losses = []

@@ -1,7 +1,7 @@
 """Large tables of feature vectors that learn row by row: lookups collect gradients, RowAdagrad applies them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,12 +20,14 @@ __all__ = ["FeatureTable", "RowAdagrad", "RowGradients", "sum_rows"]
 class RowGradients:
     """The gradient of some rows of a table, and the rows as they were when they were looked up.
 
-    index_U: int64, distinct, ascending. grad_UW, rows_UW: float32; whoever takes them may overwrite them.
+    index_U: int64, distinct, ascending. grad_UW, rows_UW: float32; whoever takes them may overwrite them. is_table: the
+    rows are those of the table itself, all of them, and no copy: what is written to them is written to the table.
     """
 
     index_U: NDArray[np.int64]
     grad_UW: Tensor
     rows_UW: Tensor
+    is_table: bool = False
 
     def __len__(self) -> int:
         return len(self.index_U)
@@ -33,7 +35,7 @@ class RowGradients:
     def within(self, start: int, stop: int) -> "RowGradients":
         """Those of the rows from start to stop; views."""
         part = slice(*np.searchsorted(self.index_U, [start, stop]))
-        return RowGradients(index_U=self.index_U[part], grad_UW=self.grad_UW[part], rows_UW=self.rows_UW[part])
+        return replace(self, index_U=self.index_U[part], grad_UW=self.grad_UW[part], rows_UW=self.rows_UW[part])
 
 
 class FeatureTable(nn.Module):
@@ -58,7 +60,7 @@ class FeatureTable(nn.Module):
         self.register_buffer("weight_VW", weight_VW.contiguous())
         self.register_buffer("hashing", torch.tensor(multiplier))  # a checkpoint is of no use without it
         self.learning_rate = learning_rate
-        self._pending: list[tuple[NDArray[np.int64], Tensor]] = []
+        self._pending: list[tuple[Places, Tensor]] = []
 
     def __len__(self) -> int:
         return len(self.weight_VW)
@@ -84,17 +86,22 @@ class FeatureTable(nn.Module):
         if places.order_X is None:
             return Lookup(rows_UW=self.weight_VW, places=places)
         if places.row_U is None:
-            row_U, rows_UW = np.arange(len(self)), self.weight_VW.detach()
+            rows_UW = self.weight_VW.detach()
         else:
-            row_U, rows_UW = places.row_U, torch.index_select(self.weight_VW, 0, torch.from_numpy(places.row_U))
-        self._pending.append((row_U, rows_UW.requires_grad_()))  # atomic: questions and facts are encoded side by side
+            rows_UW = torch.index_select(self.weight_VW, 0, torch.from_numpy(places.row_U))
+        self._pending.append((places, rows_UW.requires_grad_()))  # atomic: questions and facts are encoded side by side
         return Lookup(rows_UW=rows_UW, places=places)
 
     def take_gradients(self) -> list[RowGradients]:
         """What the lookups since the last call collected, one by one; a row may be in several."""
         collected = [
-            RowGradients(index_U=index_U, grad_UW=rows_UW.grad, rows_UW=rows_UW.detach())
-            for index_U, rows_UW in self._pending
+            RowGradients(
+                index_U=np.arange(len(self)) if places.row_U is None else places.row_U,
+                grad_UW=rows_UW.grad,
+                rows_UW=rows_UW.detach(),
+                is_table=places.row_U is None,
+            )
+            for places, rows_UW in self._pending
             if rows_UW.grad is not None
         ]
         self._pending.clear()
@@ -139,7 +146,7 @@ class RowAdagrad:
         for name, table in self.tables.items():
             start, stop = (len(table) * number // shares for number in (share, share + 1))
             lots = _summed([lot.within(start, stop) for lot in collected[name]])
-            if lots and len(lots[-1]) == stop - start:  # all rows: perhaps the table itself, and nobody else may write
+            if lots and lots[-1].is_table:  # it has all the sums, and is overwritten in place
                 lots = lots[-1:]
             accumulator_V, weight_VW = self.accumulator[name].numpy(), table.weight_VW
             # All sums are read before any is written: a row that several lots hold starts from the same one.
@@ -150,7 +157,7 @@ class RowAdagrad:
                 scale_U1 = sum_U.add(1e-16).rsqrt_().unsqueeze(1)
                 lot.rows_UW.addcmul_(lot.grad_UW, scale_U1, value=-rate * table.learning_rate)
                 accumulator_V[lot.index_U] = sum_U.numpy()
-                if lot.rows_UW.data_ptr() != weight_VW[start:].data_ptr():  # it would be the table itself
+                if not lot.is_table:
                     _put(weight_VW, lot.index_U, lot.rows_UW)
 
     def take_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -181,7 +188,7 @@ def _summed(lots: list[RowGradients]) -> list[RowGradients]:
 
     Who writes them in their order ends with what is right, and nothing is copied but the rows that are shared.
     """
-    lots = sorted((lot for lot in lots if len(lot)), key=len)
+    lots = sorted((lot for lot in lots if len(lot)), key=lambda lot: (len(lot), lot.is_table))
     for number, lot in enumerate(lots):
         left_X = np.arange(len(lot))
         for later in lots[number + 1 :]:
