@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from memory_store.mips.base import SavedArrays, ShardVectors
+from memory_store.mips.highest import highest_columns
 from memory_store.mips.lists import InvertedLists
 from memory_store.mips.scaled import ScaledRows
 from memory_store.mips.workers import Workers
@@ -31,7 +32,7 @@ class ListChooser(ABC):
 
     @abstractmethod
     def choose(self, queries_bD: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """The `count` lists to probe for each query, [b, count]; -1 where fewer were found."""
+        """The `count` lists to probe for each query, in any order: int64 [b, count]; -1 where fewer were found."""
 
     @abstractmethod
     def arrays(self) -> SavedArrays:
@@ -41,18 +42,20 @@ class ListChooser(ABC):
 class AllMeans(ListChooser):
     """Every mean is scored: one product, and best where lists are a few thousand."""
 
-    def __init__(self, means_LD: NDArray[np.float32]) -> None:
+    def __init__(self, means_LD: NDArray[np.float32], *, dtype: torch.dtype = torch.float32) -> None:
+        """dtype: of the product; bfloat16 is twice as fast on processors that have it, and chooses nearly the same."""
         self.num_lists = len(means_LD)
         self._means_LD = means_LD
-        self._columns_DL = torch.from_numpy(means_LD).t()
+        self._columns_DL = torch.from_numpy(means_LD).to(dtype).t()
 
     @property
     def nbytes(self) -> int:
-        return self._means_LD.nbytes
+        return self._means_LD.nbytes + (self._columns_DL.nbytes if self._columns_DL.dtype != torch.float32 else 0)
 
     def choose(self, queries_bD: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        scores_bL = torch.mm(torch.from_numpy(queries_bD), self._columns_DL)
-        return torch.topk(scores_bL, count, dim=1).indices.numpy().astype(np.int64, copy=False)
+        queries = torch.from_numpy(queries_bD).to(self._columns_DL.dtype)
+        scores_bL = torch.mm(queries, self._columns_DL).float()
+        return highest_columns(scores_bL, count)[1].numpy()
 
     def arrays(self) -> SavedArrays:
         return {"means": self._means_LD}

@@ -10,6 +10,7 @@ from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, 
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.coarse import AllMeans
 from memory_store.mips.codes import code_width, spare_slots
+from memory_store.mips.highest import highest_columns
 from memory_store.mips.ivf import build_ivf, default_nlist, ivf_bytes, restore_ivf
 from memory_store.mips.kmeans import cluster_at_once
 from memory_store.mips.lists import PackedLists
@@ -24,7 +25,8 @@ from memory_store.mips.workers import Workers
 __all__ = ["SplitSource", "build_split", "restore_split", "split_bytes"]
 
 _DEFAULT_VALUES = 24  # shared values probed, and as many subjects looked at, but at least two per slot of the answer
-_LEAST_CLUSTERS = 8  # as many clusters of subjects are scanned as values are probed, but at least so many
+_CLUSTERS_SHARE = 2 / 3  # clusters of subjects that are scanned for each value probed, the cheapest way to a recall
+_LEAST_CLUSTERS = 8  # of 0.95 at 1.1 million trained facts; but at least so many
 _ROWS_PER_SUBJECT = 128  # rows of one subject that are looked at: a subject with more has them in the lists of values
 _SPARE = 4  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
 _SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
@@ -99,7 +101,7 @@ class SplitSource(CandidateSource):
             score_bC[~live.mask_N[row_bC]] = -np.inf
         by_value = _highest(score_bC, row_bC, count)
         by_subject = self._of_subjects(other_bE, values_bV, k, effort, live, dead, count)
-        return self._best_in_float32(queries_bD, _of_both(by_value, by_subject), k + _SPARE_ROWS)
+        return self._best_in_float32(queries_bD, _of_both(by_value, by_subject, count), k + _SPARE_ROWS)
 
     def _best_in_float32(
         self, queries_bD: NDArray[np.float32], row_bC: NDArray[np.int64], count: int
@@ -141,7 +143,7 @@ class SplitSource(CandidateSource):
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(scores, rows) [b, count or less] of the best rows of the highest subjects, padded with -inf and -1."""
         batch = len(other_bE)
-        clusters = min(max(effort, _LEAST_CLUSTERS), self._chooser.num_lists)
+        clusters = min(max(round(effort * _CLUSTERS_SHARE), _LEAST_CLUSTERS), self._chooser.num_lists)
         subjects = min(max(effort, 2 * k) + dead, len(self._ends) - 1)
         cluster_bP = self._chooser.choose(other_bE, clusters)
         nothing_bP = np.zeros(cluster_bP.shape, dtype=np.float32)  # that a cluster would add to its subjects
@@ -171,12 +173,11 @@ class SplitSource(CandidateSource):
 
 
 def _of_both(
-    one: tuple[NDArray[np.float32], NDArray[np.int64]], two: tuple[NDArray[np.float32], NDArray[np.int64]]
+    one: tuple[NDArray[np.float32], NDArray[np.int64]], two: tuple[NDArray[np.float32], NDArray[np.int64]], count: int
 ) -> NDArray[np.int64]:
-    """The rows of both that score at all, each once; -1 in the place of the others."""
-    row_bC = np.concatenate(
-        [np.where(np.isfinite(score_bC), row_bC, NO_ROW) for score_bC, row_bC in (one, two)], axis=1
-    )
+    """The rows of both that score highest, `count` at most, each once; -1 in the place of others and of none."""
+    score_bC, row_bC = _highest(np.hstack([one[0], two[0]]), np.hstack([one[1], two[1]]), count)
+    row_bC = np.where(np.isfinite(score_bC), row_bC, NO_ROW)
     row_bC.sort(axis=1)
     row_bC[:, 1:][row_bC[:, 1:] == row_bC[:, :-1]] = NO_ROW
     return row_bC
@@ -188,9 +189,9 @@ def _highest(
     """(scores, rows) of the `count` highest of each line, in any order; rows are their places where none are given."""
     width = score_bC.shape[1]
     if width > count:
-        highest = torch.topk(torch.from_numpy(score_bC), count, dim=1, sorted=False)
-        place_bC = highest.indices.numpy()
-        return highest.values.numpy(), place_bC if row_bC is None else np.take_along_axis(row_bC, place_bC, axis=1)
+        highest_bC, column_bC = highest_columns(torch.from_numpy(score_bC), count)
+        place_bC = column_bC.numpy()
+        return highest_bC.numpy(), place_bC if row_bC is None else np.take_along_axis(row_bC, place_bC, axis=1)
     return score_bC, np.broadcast_to(np.arange(width), score_bC.shape) if row_bC is None else row_bC
 
 
@@ -216,7 +217,7 @@ def _make(rows: ScaledRows, shared_D: NDArray[np.bool_], values: int, workers: W
         return None
     other_rows = rows.narrowed(other_E)
     subject_rows = rows.narrowed(other_E, others.first_V)
-    nlist = default_nlist(others.count)
+    nlist = _clusters(others.count)
     rng = np.random.default_rng(_SEED)
     sample_nE = unit_rows(subject_rows.take(subject_rows.sample(_SAMPLED_POINTS * nlist, rng)))
     clusters = cluster_at_once(sample_nE, nlist, rounds=_ROUNDS, rng=rng, workers=workers)
@@ -239,7 +240,7 @@ def _make(rows: ScaledRows, shared_D: NDArray[np.bool_], values: int, workers: W
         rows.narrowed(shared_F, shared.first_V).block(0, shared.count),
         shared.value_N.astype(np.int32),
         lists,
-        AllMeans(means_LE),
+        AllMeans(means_LE, dtype=torch.bfloat16),
         subjects,
         row_N,
         ends,
@@ -261,7 +262,7 @@ def restore_split(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: 
         own("values"),
         own("value_of_row"),
         PackedLists.from_bytes(arrays["lists"]),
-        AllMeans(own("means")),
+        AllMeans(own("means"), dtype=torch.bfloat16),
         PackedLists.from_bytes(arrays["subjects"]),
         own("rows"),
         own("ends"),
@@ -272,12 +273,18 @@ def restore_split(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: 
 
 def split_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
     """What the index will hold, at most: every row a subject of its own, and one shared value for eight rows."""
-    nlist = default_nlist(rows)
+    nlist = _clusters(rows)
     lists = PackedLists.planned_bytes(rows, code_width(dim), rows // _LEAST_PER_VALUE)
     subjects = PackedLists.planned_bytes(rows, code_width(dim), nlist)
     numbers = rows * (4 + 4 + 8)  # value_N, row_N, ends
-    values = (rows // _LEAST_PER_VALUE + nlist) * 6 * dim + dim
+    values = (rows // _LEAST_PER_VALUE + nlist) * 6 * dim + dim  # of both, in float32 and in bfloat16
     return max(lists + subjects + numbers + values, ivf_bytes(IndexSpec("ivf"), rows, dim))
+
+
+def _clusters(subjects: int) -> int:
+    """Twice what an inverted file has where there are subjects enough: a probe of smaller clusters finds more."""
+    nlist = default_nlist(subjects)
+    return max(min(2 * nlist, subjects // _SAMPLED_POINTS), nlist)
 
 
 def _values(spec: IndexSpec) -> int:
