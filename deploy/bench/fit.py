@@ -1,10 +1,10 @@
-"""How a cost grows: a power law fitted to (size, cost) pairs; pure."""
+"""How a cost grows with size: power laws, and lines with a fixed part; pure."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["PowerLaw", "fit_power_law"]
+__all__ = ["Line", "PowerLaw", "fit_power_law", "law_beyond"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,45 @@ class PowerLaw:
     def at(self, size: float) -> float:
         """The cost that the law gives for a size."""
         return float(self.factor * size**self.exponent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """cost = fixed + each * size."""
+
+    fixed: float
+    each: float
+
+    def at(self, size: float) -> float:
+        """The cost that the line gives for a size."""
+        return self.fixed + self.each * size
+
+
+def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
+    """What leads on from the last two (size, cost) pairs, which it passes through; sizes ascend.
+
+    A line, where it has a fixed part: most stages cost something to begin with and then the same for every item, and a
+    power law would take the first for a sign of the second growing slowly. A power law for what grows faster, and for
+    what the pair before says: that law is taken which would have told the last cost better from the two before it.
+    """
+    lines = [_line(*points[end - 2 : end]) for end in range(2, len(points) + 1)]
+    line, law = lines[-1], fit_power_law(points[-2:])
+    if line is None:
+        return law
+    if len(points) > 2 and (before := lines[-2]) is not None:
+        size, cost = points[-1]
+        told = (one.at(size) for one in (before, fit_power_law(points[-3:-1])))
+        by_line, by_law = (abs(math.log(one / cost)) for one in told)
+        return line if by_line <= by_law else law
+    return line
+
+
+def _line(one: tuple[float, float], two: tuple[float, float]) -> Line | None:
+    """Through both; None where that would have to cost less than nothing somewhere."""
+    each = (two[1] - one[1]) / (two[0] - one[0])
+    fixed = one[1] - each * one[0]
+    # What is left of a fixed part after rounding is none.
+    return Line(fixed=max(fixed, 0.0), each=each) if each > 0 and fixed >= -1e-9 * one[1] else None
 
 
 def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.bench.fit import PowerLaw, fit_power_law
+from deploy.bench.fit import PowerLaw, fit_power_law, law_beyond
 from deploy.console import duration, size
 from memory_store.errors import ConfigError
 from trainer.report.style import STYLE
@@ -69,7 +69,7 @@ def exponents(records: Sequence[Record], value: str = "cpu_s") -> dict[str, Powe
 
 def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str) -> dict[str, float]:
     """Seconds that each stage will take for so many facts, by what was measured with this dimension and dtype, at one
-    shard: along the line between the two measured sizes around it, or beyond them along that of the nearest two.
+    shard: between the two measured sizes around it, or beyond them as the nearest lead on (see law_beyond).
 
     ConfigError where nothing of the kind was measured at two sizes.
     """
@@ -79,7 +79,7 @@ def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str) -> di
         points = [(size, cost) for size, cost in points_of(alike, stage, "wall_s") if cost > 0]
         if len(points) > 1:
             above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
-            found[stage] = fit_power_law(points[above - 1 : above + 1]).at(facts)
+            found[stage] = law_beyond(points[: above + 1]).at(facts)
     if not found:
         measured = sorted({f"{record.case['dim']} {record.case['dtype']}" for record in records})
         raise ConfigError(

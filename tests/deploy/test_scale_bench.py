@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.bench.fit import fit_power_law
+from deploy.bench.fit import fit_power_law, law_beyond
 from deploy.bench.scale import plan_cases, run_scale_bench
 from deploy.bench.scale_cases import CASES, Case, block_of, queries_of, run_case
 from deploy.bench.scale_report import (
@@ -135,6 +135,16 @@ def test_a_plan_follows_what_was_measured_around_its_size(tmp_path: Path) -> Non
         ConfigError, match="expected measurements of two sizes with D = 16 and float32, found 8 float32"
     ):
         predicted(records, 1000, 16, "float32")
+
+
+def test_a_cost_leads_on_as_it_came() -> None:
+    fixed = law_beyond([(10, 2.0), (100, 11.0)])
+    assert (fixed.at(1000), fixed.at(1)) == (pytest.approx(101), pytest.approx(1.1)), "1 to begin with, 0.1 for each"
+    assert law_beyond([(10, 1.0), (100, 200.0)]).at(1000) == pytest.approx(40_000), "faster than linear"
+    assert law_beyond([(10, 4.0), (100, 3.0)]).at(1000) == pytest.approx(2.25), "less and less"
+    root = law_beyond([(1, 1.0), (100, 10.0), (10_000, 100.0)])
+    assert root.at(10**6) == pytest.approx(1000), "a line through the first two would have told 991 for 100"
+    assert law_beyond([(1, 2.0), (10, 11.0), (100, 100.0)]).at(1000) == pytest.approx(990, rel=0.01)
 
 
 def test_tables_go_into_the_places_of_a_page_and_nothing_else_changes() -> None:
