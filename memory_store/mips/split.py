@@ -101,7 +101,9 @@ class SplitSource(CandidateSource):
             score_bC[~live.mask_N[row_bC]] = -np.inf
         by_value = _highest(score_bC, row_bC, count)
         by_subject = self._of_subjects(other_bE, values_bV, k, effort, live, dead, count)
-        return self._best_in_float32(queries_bD, _of_both(by_value, by_subject, count), k + _SPARE_ROWS)
+        # The codes' errors hide more of what more effort finds.
+        looked_at = count + min(max(effort - _DEFAULT_VALUES, 0), count)
+        return self._best_in_float32(queries_bD, _of_both(by_value, by_subject, looked_at), k + _SPARE_ROWS)
 
     def _best_in_float32(
         self, queries_bD: NDArray[np.float32], row_bC: NDArray[np.int64], count: int
