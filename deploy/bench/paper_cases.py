@@ -15,8 +15,8 @@ __all__ = ["APPROXIMATE", "CASES", "REFERENCE", "Case", "Source", "chosen_cases"
 
 Group = Literal["softmax", "search", "bias", "encoder"]
 
-APPROXIMATE = ("ivf", "pca_tree", "wta_hash")
-"""The paper's three, with the defaults of the project; the reference is tested with each of them."""
+APPROXIMATE = ("split", "ivf", "pca_tree", "wta_hash")
+"""The paper's three beside `split`, with the defaults of the project; the reference is tested with each of them."""
 
 POOR = "ivf?nprobe=1"
 """An index that misses much: what is added at random can only help where the search is biased."""
@@ -55,6 +55,7 @@ _FULL = {"candidates": "full"}
 CASES: Sequence[Case] = (
     _softmax(10, ("exact", *APPROXIMATE, POOR)),
     Case(name="full", group="softmax", shown="full softmax", train=_FULL),
+    _search("split"),
     _search("ivf"),
     _search("ivf?nprobe=128", "ivf-128", "ivf, 128 clusters"),
     _search("pca_tree"),

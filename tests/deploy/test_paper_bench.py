@@ -62,7 +62,7 @@ def test_a_rerun_does_what_is_missing_and_the_page_shows_all_that_is_there(
     lines = {line["case"]: line for line in result["results"]}
     assert set(lines) == {*only, "timing"}
     assert lines["full"]["softmax_size"] == lines["full"]["facts"] == 120
-    assert set(lines["k10"]["tests"]) == {"exact", "ivf", "pca_tree", "wta_hash", "ivf?nprobe=1"}
+    assert set(lines["k10"]["tests"]) == {"exact", "split", "ivf", "pca_tree", "wta_hash", "ivf?nprobe=1"}
     assert [step for step, _ in lines["k10"]["curve"]] == list(range(11))
     assert lines["timing"]["ways"]["k10"]["ratio"] == 1
     assert all(way["step_cpu_ms"] > 0 for way in lines["timing"]["ways"].values())
