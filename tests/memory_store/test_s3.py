@@ -1,5 +1,6 @@
 """A memory on S3, served by moto in this process: commits by real conditional writes, parts through the local cache."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 
 from memory_store import MemoryWriter, open_memory
 from memory_store.errors import GenerationConflict
+from memory_store.leases import leases
 from memory_store.manifest import generations, manifest_path, read_manifest
 from memory_store.remote import _creates_exclusively
 from memory_store.repair import repair_memory
@@ -78,6 +80,23 @@ def test_a_memory_lives_on_s3(storage: Storage, monkeypatch: pytest.MonkeyPatch,
     assert generations(storage) == [4]
     assert inspect_memory(storage).unnamed_files == 0
     assert verify_memory(storage).problems == ()
+
+
+def test_a_reader_on_s3_keeps_its_generation_from_a_sweep_until_it_closes(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for first in (0, 6, 12):
+        write(storage, list(range(first, first + 6)))
+    with open_memory(storage.url, generation=1) as reader:
+        (lease,) = leases(storage)
+        assert lease.generations == (1,)
+        assert lease.modified_s is not None, "S3 says when it was written"
+        assert lease.is_live(time.time())
+        assert sweep(storage).generations == (2,)
+        assert reader.fetch([2])["fact_id"].to_pylist() == [2]
+    assert leases(storage) == ()
+    assert sweep(storage).generations == (1,)
 
 
 def test_a_manifest_is_created_by_a_conditional_write_that_only_one_writer_wins(storage: Storage) -> None:
