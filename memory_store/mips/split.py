@@ -24,9 +24,9 @@ from memory_store.mips.workers import Workers
 
 __all__ = ["SplitSource", "build_split", "restore_split", "split_bytes"]
 
-_DEFAULT_VALUES = 24  # shared values probed, and as many subjects looked at, but at least two per slot of the answer
-_CLUSTERS_SHARE = 2 / 3  # clusters of subjects that are scanned for each value probed, the cheapest way to a recall
-_LEAST_CLUSTERS = 8  # of 0.95 at 1.1 million trained facts; but at least so many
+_DEFAULT_VALUES = 16  # shared values probed
+_PER_VALUE = 1.5  # clusters of subjects scanned for each, and subjects looked at; no other ratio was cheaper at 1.1 million
+_LEAST_CLUSTERS = 8  # trained facts; but at least so many clusters, and two subjects per slot of the answer
 _ROWS_PER_SUBJECT = 128  # rows of one subject that are looked at: a subject with more has them in the lists of values
 _SPARE = 4  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
 _SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
@@ -34,7 +34,7 @@ _VALUES_AT_ONCE = 2**18  # 1 MiB of rows stays in a core's cache until they are 
 _LEAST_PER_VALUE = 16  # rows that share a value, on average, below which clusters serve better
 _MOST_PER_SUBJECT = 32  # and rows of a subject, above which rows are mere copies
 _SAMPLED_POINTS = 64  # per cluster
-_ROUNDS = 6
+_ROUNDS = 10
 _MOST_FOR_DEAD_ROWS = 1024  # so many more are looked at where rows are deleted
 _SEED = 0
 
@@ -145,8 +145,9 @@ class SplitSource(CandidateSource):
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(scores, rows) [b, count or less] of the best rows of the highest subjects, padded with -inf and -1."""
         batch = len(other_bE)
-        clusters = min(max(round(effort * _CLUSTERS_SHARE), _LEAST_CLUSTERS), self._chooser.num_lists)
-        subjects = min(max(effort, 2 * k) + dead, len(self._ends) - 1)
+        wanted = round(effort * _PER_VALUE)
+        clusters = min(max(wanted, _LEAST_CLUSTERS), self._chooser.num_lists)
+        subjects = min(max(wanted, 2 * k) + dead, len(self._ends) - 1)
         cluster_bP = self._chooser.choose(other_bE, clusters)
         nothing_bP = np.zeros(cluster_bP.shape, dtype=np.float32)  # that a cluster would add to its subjects
         subject_score_bS, subject_bS = self._subjects.scan(other_bE, cluster_bP, nothing_bP, subjects)
