@@ -35,7 +35,7 @@ _IN_A_ROW_S = 0.1  # searches of one index, as where it is used: the first finds
 TARGET = 0.95
 _CHECKS = 48  # of 16 queries each, that the effort follows
 _NEARLY_ALL = 0.999  # recall that more effort cannot add to
-_ENOUGH = 0.95
+_HALVINGS = 3  # of the way between the efforts around the target
 _HOPELESS = 0.2  # times the speed of the exact index; more effort will only be slower
 
 
@@ -58,15 +58,21 @@ def measure(folder: Path, engine: str, *, batch: int, k: int, threads: int, turn
     build_s = time.perf_counter() - began_s
     held_bytes = max(_private_bytes() - before_bytes, 0)
     batches = [queries_BD[start : start + batch] for start in range(0, len(queries_BD), batch)]
-    points = []
-    for effort in built.efforts:
+    points: list[dict[str, float]] = []
+
+    def measure_at(effort: int) -> dict[str, float]:
         found_BK = np.concatenate([built.search(queries_bD, k, effort) for queries_bD in batches])
         recall = float(_count_right(rows, queries_BD, found_BK, kth_B).mean() / k)
         point = _timed(lambda queries_bD: exact.search(queries_bD, k), built, batches, k, effort, turns)
         points.append({"effort": effort, "recall": recall, **point})
-        faster = point["times_exact"]
-        if recall >= _NEARLY_ALL or faster < _HOPELESS or (faster < 1 and recall >= _ENOUGH):
+        return points[-1]
+
+    for effort in built.efforts:
+        point = measure_at(effort)
+        recall, faster = point["recall"], point["times_exact"]
+        if recall >= _NEARLY_ALL or faster < _HOPELESS or (faster < 1 and recall >= TARGET):
             break
+    _close_in(points, measure_at)
     package = ENGINES[engine].package
     return {
         "settings": built.settings,
@@ -74,9 +80,23 @@ def measure(folder: Path, engine: str, *, batch: int, k: int, threads: int, turn
         "version": str(getattr(import_module(package), "__version__", "")),
         "build_s": build_s,
         "bytes": held_bytes,
-        "points": points,
+        "points": sorted(points, key=lambda point: point["effort"]),
         **({} if built.follows is None else {"target": _follow(built.follows, rows, queries_BD, kth_B, batch, k)}),
     }
+
+
+def _close_in(points: list[dict[str, float]], measure_at: Callable[[int], dict[str, float]]) -> None:
+    """Look for the least effort that reaches the target, between the highest that does not and the lowest that does."""
+    below = [int(point["effort"]) for point in points if point["recall"] < TARGET]
+    reaching = [int(point["effort"]) for point in points if point["recall"] >= TARGET]
+    if not below or not reaching:
+        return
+    low, high = max(below), min(reaching)
+    for _ in range(_HALVINGS):
+        if high - low < 2:
+            return
+        middle = (low + high) // 2
+        low, high = (low, middle) if measure_at(middle)["recall"] >= TARGET else (middle, high)
 
 
 def _follow(

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from deploy.bench import ann
 from deploy.bench.ann import command, run_ann_bench
-from deploy.bench.ann_case import measure
+from deploy.bench.ann_case import _close_in, measure
 from deploy.bench.ann_engines import ENGINES
 from deploy.bench.ann_tables import BEGIN, END, best_at, page_text, pareto, verdict, write_pages
 from deploy.bench.ann_vectors import KINDS, draw
@@ -123,3 +123,18 @@ def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="engine"):
         run_ann_bench(["sphere"], [10], ["annoy"], results=tmp_path / "a")
     assert {engine.package for engine in ENGINES.values()} == {"faiss", "hnswlib", "usearch", "svs"}
+
+
+def test_the_least_effort_that_reaches_the_target_is_looked_for_between_the_powers_of_two() -> None:
+    tried: list[int] = []
+
+    def measure_at(effort: int) -> dict[str, float]:
+        tried.append(effort)
+        return {"effort": effort, "recall": effort / 100}
+
+    _close_in([measure_at(effort) for effort in (32, 64, 128)], measure_at)
+    assert tried[3:] == [96, 80, 88], "0.96, 0.80, 0.88: the least above is 96"
+    tried.clear()
+    _close_in([measure_at(effort) for effort in (94, 95)], measure_at)
+    _close_in([measure_at(effort) for effort in (1, 2)], measure_at)
+    assert len(tried) == 4, "there is nothing between, or nothing above"
