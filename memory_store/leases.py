@@ -150,7 +150,9 @@ class ReadLease:
             self._renewer.start()
 
     def _renew_on(self) -> None:
-        while not self._closed:
+        while True:
             self._wake.wait(self._renew_s)
             self._wake.clear()
+            if self._closed:  # what woke it
+                return
             self.renew()
