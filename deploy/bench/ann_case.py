@@ -6,8 +6,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.bench.ann_engines import ENGINES, Built
+from deploy.bench.in_a_row import in_a_row
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.registry import build_index
@@ -31,7 +32,7 @@ Vectors = NDArray[np.float32]
 
 VECTORS, QUERIES = "vectors.npy", "queries.npy"
 _PAUSE_S = 0.02  # between two measurements, so that spinning OpenMP threads of the one do not slow the other
-_IN_A_ROW_S = 0.1  # searches of one index, as where it is used: the first finds sleeping cores and another's caches
+_IN_A_ROW_S = 0.1  # searches of one index
 TARGET = 0.95
 _CHECKS = 48  # of 16 queries each, that the effort follows
 _NEARLY_ALL = 0.999  # recall that more effort cannot add to
@@ -131,9 +132,10 @@ def _timed(
     engine_s: list[float] = []
     for turn in range(turns):
         for search, times_s in ((exact, exact_s), (lambda q: built.search(q, k, effort), engine_s)):
+            search_batch = partial(_search_batch, search, batches)
             time.sleep(_PAUSE_S)
-            search(batches[turn % len(batches)])
-            times_s.append(_mean_in_a_row_s(search, batches, turn + 1))
+            search_batch(turn)
+            times_s.append(in_a_row(search_batch, _IN_A_ROW_S, first=turn + 1)[0])
         if engine_s[0] * _HOPELESS > exact_s[0]:
             break
     return {
@@ -144,14 +146,8 @@ def _timed(
     }
 
 
-def _mean_in_a_row_s(search: Callable[[Vectors], object], batches: list[Vectors], first: int) -> float:
-    started_s = time.perf_counter()
-    for searches in count(1):
-        search(batches[(first + searches) % len(batches)])
-        taken_s = time.perf_counter() - started_s
-        if taken_s >= _IN_A_ROW_S:
-            break
-    return taken_s / searches
+def _search_batch(search: Callable[[Vectors], object], batches: list[Vectors], number: int) -> None:
+    search(batches[number % len(batches)])
 
 
 def _count_right(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ def run_measured(args: Sequence[str], *, cwd: Path | None = None, every_s: float
     return status, memory.peak_bytes
 
 
-class _Peak:
+class _Peak(ABC):
     """The largest of what `_bytes` says while the block runs, asked every `every_s` seconds by a thread.
 
     Less often where asking is dear: the kernel walks all pages of a process, and what is measured waits for it.
@@ -62,8 +63,8 @@ class _Peak:
             self.peak_bytes = max(self.peak_bytes, self._bytes())
             asked_s = time.thread_time() - began_s
 
-    def _bytes(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _bytes(self) -> int: ...
 
 
 class FamilyMemory(_Peak):

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from deploy.bench.in_a_row import in_a_row
 from deploy.console import Console
 from deploy.options import examples, json_option
 from memory_store import Memory, MemoryWriter, open_memory
@@ -34,7 +36,7 @@ CHECKED_QUERIES = 16
 BLAS_ALWAYS = 0  # faiss: from this many queries on, products go through BLAS; 0 is the honest baseline
 INSTALLED_REPEATS = 3  # faiss as installed may take seconds per search
 PAUSE_S = 0.1  # between two engines, so that spinning OpenMP threads of the one do not slow the other
-IN_A_ROW_S = 0.3  # searches of one engine, as where it is used: the first finds sleeping cores and another's caches
+IN_A_ROW_S = 0.3  # searches of one engine
 SHARDS = 2
 
 
@@ -141,20 +143,13 @@ def _measure(
             time.sleep(PAUSE_S)
             search(queries_BD)  # wakes what slept
             if turn:
-                times_ms[name].append(1000 * _mean_in_a_row_s(search, queries_BD))
+                times_ms[name].append(1000 * in_a_row(partial(_repeat, search, queries_BD), IN_A_ROW_S)[0])
         progress(f"{batch} queries", turn, repeats, unit="turns")
     return times_ms
 
 
-def _mean_in_a_row_s(search: Search, queries_BD: Vectors) -> float:
-    started_s = time.perf_counter()
-    searches = 0
-    while True:
-        search(queries_BD)
-        searches += 1
-        taken_s = time.perf_counter() - started_s
-        if taken_s >= IN_A_ROW_S:
-            return taken_s / searches
+def _repeat(search: Search, queries_BD: Vectors, _number: int) -> None:
+    search(queries_BD)
 
 
 def _summary(batch: int, times_ms: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """`hmn bench step`: a training step with K-MIPS attention against the full softmax over all facts."""
 
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from deploy.bench.in_a_row import in_a_row
 from deploy.bench.step_models import MODELS, QUESTIONS, K
 from deploy.console import Console
 from deploy.options import examples, json_option
@@ -16,10 +15,8 @@ from trainer.process import prepare_process
 __all__ = ["command", "run_step_bench"]
 
 SIZES = (108_000, 1_000_000)
-_IN_A_ROW_S = 0.3  # steps of one kind, as in training: the first after another kind finds the caches full of that
+_IN_A_ROW_S = 0.3  # steps of one kind, as in training
 _MOST_IN_A_ROW = 100
-
-Result = TypeVar("Result")
 
 
 def run_step_bench(
@@ -55,11 +52,12 @@ def _measure(
         seconds: dict[str, list[float]] = {name: [] for name in (*ways, "search")}
         candidates = 0
         for repeat in range(repeats + 1):
+            first = repeat * _MOST_IN_A_ROW  # batches that no other repeat has
             for name, step in ways.items():
-                taken_s, covered = _in_a_row(step, repeat)
+                taken_s, covered = in_a_row(step, _IN_A_ROW_S, first=first, most=_MOST_IN_A_ROW)
                 seconds[name].append(taken_s)
                 candidates = covered if name == "k_mips" else candidates
-            seconds["search"].append(_in_a_row(search, repeat)[0])
+            seconds["search"].append(in_a_row(search, _IN_A_ROW_S, first=first, most=_MOST_IN_A_ROW)[0])
             progress(f"{model} step at {facts:,} facts", repeat, repeats, unit="repeats")
     counted = {name: values[1:] for name, values in seconds.items()}  # the first of each warms up
     return {
@@ -69,17 +67,6 @@ def _measure(
         **{f"{name}_ms": 1000 * statistics.median(values) for name, values in counted.items()},
         **{f"{name}_ratio": _ratio(counted[name], counted["k_mips"]) for name in ways if name != "k_mips"},
     }
-
-
-def _in_a_row(step: Callable[[int], Result], repeat: int) -> tuple[float, Result]:
-    """(mean seconds of a step, what the last returned) of several, one after the other."""
-    steps, started_s = 0, time.perf_counter()
-    while True:
-        found = step(repeat * _MOST_IN_A_ROW + steps)
-        steps += 1
-        taken_s = time.perf_counter() - started_s
-        if taken_s >= _IN_A_ROW_S or steps == _MOST_IN_A_ROW:
-            return taken_s / steps, found
 
 
 def _ratio(slow: list[float], fast: list[float]) -> float:

@@ -25,8 +25,8 @@ from memory_store.mips.workers import Workers
 __all__ = ["SplitSource", "build_split", "restore_split", "split_bytes"]
 
 _DEFAULT_VALUES = 16  # shared values probed
-_PER_VALUE = 1.5  # clusters of subjects scanned for each, and subjects looked at: with 1.1 million trained facts, no
-_LEAST_CLUSTERS = 8  # other ratio was cheaper; but at least so many clusters, and two subjects per slot of the answer
+_PER_VALUE = 1.5  # clusters of subjects scanned for each, and subjects looked at (measured on a million trained facts)
+_LEAST_CLUSTERS = 8  # scanned; and at least two subjects per slot of the answer are looked at
 _ROWS_PER_SUBJECT = 128  # rows of one subject that are looked at: a subject with more has them in the lists of values
 _SPARE = 4  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
 _SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
