@@ -98,6 +98,18 @@ def test_queries_too_close_for_float32_are_settled_in_float64(kinds, make_shard,
     assert index.counts.escalated == {precision: 9, "float32": 9}
 
 
+@pytest.mark.parametrize("precision", ["int8", "bfloat16", "float32"])
+def test_rows_that_float32_puts_in_the_wrong_order_are_ranked_in_float64(kinds, make_shard, assert_exact, precision):
+    rng = np.random.default_rng(2)
+    rows_ND, queries_BD = kinds["random"](rng, 6000, 64), kinds["random"](rng, 8, 64)
+    for number, query_D in enumerate(queries_BD):  # 25 rows each, closer to one another than float32 can tell
+        rows_ND[25 * number : 25 * (number + 1)] = query_D + np.float32(1e-7) * kinds["random"](rng, 25, 64)
+    vectors = make_shard(rng, rows_ND)
+    index = build_index(f"exact?scan={precision}", vectors, 2)
+    assert_exact(index, vectors, queries_BD, 10)
+    assert set(index.counts.escalated.values()) == {0}
+
+
 def test_only_the_queries_that_need_it_escalate(kinds, make_shard, assert_exact):
     rng = np.random.default_rng(2)
     rows_ND = kinds["random"](rng, 6000, 64)
