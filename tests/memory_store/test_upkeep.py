@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, MemoryNotFound
+from memory_store.leases import ReadLease
 from memory_store.manifest import (
     Manifest,
     ParentGeneration,
@@ -394,6 +395,22 @@ def test_a_generation_pinned_during_a_sweep_stays(history: Storage) -> None:
     sweep(BusyStorage(history.url, iter([lambda: pin(history, "late", 2)])))
     assert generations(history) == [2, 3]
     assert verify_memory(history).ok
+
+
+def test_a_generation_that_is_pinned_or_opened_at_the_moment_it_is_deleted_comes_back(history: Storage) -> None:
+    def opened() -> None:
+        reader.hold([1])
+        read_manifest(history, 1)  # as whoever opens it: the lease is there, and so is the generation
+
+    reader = ReadLease(history, renew_s=0)
+    for comes in (lambda: pin(history, "late", 1), opened):
+        report = sweep(BusyStorage(history.url, iter([comes])))
+        assert 1 not in report.generations
+        assert generations(history)[0] == 1
+        assert verify_memory(history).ok
+        unpin(history, "late")
+    reader.close()
+    assert sweep(history).generations == (1,)
 
 
 class StoppingStorage(Storage):
