@@ -1,7 +1,8 @@
 """Verification of a memory: every byte of every part, and what must hold between parts, reported and not raised."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile, HmnError, InvalidVectors
 from memory_store.ids import IdSet
+from memory_store.leases import ReadLease
 from memory_store.manifest import Manifest, Part, generations, read_manifest
 from memory_store.parts import (
     FACTS_SCHEMA,
@@ -81,9 +83,18 @@ def verify_memory(
     progress: called with (bytes read, bytes in all). Raises MemoryNotFound; everything else is in the report.
     """
     storage = url if isinstance(url, Storage) else Storage(url)
-    chosen = generations(storage)[-1:] if current_only else generations(storage)
-    if not chosen:
-        read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+    with closing(ReadLease(storage)) as lease:  # a sweep meanwhile would look like damage
+        while True:
+            chosen = generations(storage)[-1:] if current_only else generations(storage)
+            if not chosen:
+                read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+            lease.hold(chosen)
+            there = set(generations(storage))  # a sweep may have run before it could see the lease
+            if still := [generation for generation in chosen if generation in there]:
+                return _verify(storage, still, progress)
+
+
+def _verify(storage: Storage, chosen: Sequence[int], progress: Callable[[int, int], None] | None) -> VerifyReport:
     manifests: dict[int, Manifest | HmnError] = {}
     for generation in chosen:
         try:

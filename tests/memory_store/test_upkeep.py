@@ -81,6 +81,22 @@ def test_a_sound_memory_verifies_and_every_byte_was_read_once(history: Storage) 
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+class SweptWhileRead(Storage):
+    """A sweep runs as the first part is opened."""
+
+    def open_stored(self, path: str) -> pa.NativeFile:
+        sweep(Storage(self.url))
+        return super().open_stored(path)
+
+
+def test_a_sweep_takes_nothing_from_under_a_verification(history: Storage) -> None:
+    report = verify_memory(SweptWhileRead(history.url))
+    assert report.problems == ()
+    assert [check.generation for check in report.generations] == [1, 2, 3]
+    assert sweep(history).generations == (1, 2)
+    assert history.list("leases") == []
+
+
 def test_current_only_reads_the_current_generation_only(history: Storage) -> None:
     history.delete(read_manifest(history, 1).vectors[0].path)
     assert verify_memory(history, current_only=True).ok
