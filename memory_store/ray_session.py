@@ -7,6 +7,7 @@ import socket
 import ray
 
 from memory_store.errors import RayUnavailable
+from memory_store.redaction import redact
 
 __all__ = ["ensure_ray"]
 
@@ -46,7 +47,7 @@ def ensure_ray(num_cpus: int | None = None, *, join: str | None = None) -> None:
             what = f"a Ray cluster at {join!r}; set RAY_ADDRESS, or start one with `ray start --head`"
         else:
             what = "a local Ray to start"
-        said = " ".join(str(error).split())[:200]
+        said = redact(" ".join(str(error).split()))[:200]
         raise RayUnavailable(f"expected {what}, found: {said}; `hmn doctor` says what is missing") from error
 
 

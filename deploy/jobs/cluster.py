@@ -85,6 +85,11 @@ def _show(console: Console, found: ClusterStatus) -> None:
         ("memory", "shard", "state", "generation", "rows", "mapped", "process", "pid", "on"),
         [_shard(line, where) for line in found.shards],
     )
+    for memory in sorted({line.memory for line in found.shards if line.is_left_over}):
+        console.write(
+            f"{memory}: shards of another division are left over, as where a job that re-divided it was killed; "
+            "whoever opens it next ends them"
+        )
     for memory in sorted({line.memory for line in found.shards if line.code and not line.same_code}):
         console.write(
             f"{memory or 'A memory of one job'} runs other code than this ({found.code}); jobs of this code are refused"
