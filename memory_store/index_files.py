@@ -20,7 +20,7 @@ __all__ = ["IndexedRows", "index_path", "open_index"]
 
 # Part of every file's name. To be raised whenever an index is built or read in another way: older files are then left
 # to `sweep`, and indexes are built anew.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _CHECKSUM_BYTES = 16
 _ALIGNMENT = 64
 _log = logging.getLogger(__name__)

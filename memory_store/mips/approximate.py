@@ -15,9 +15,8 @@ from memory_store.mips.dense import search_dense
 from memory_store.mips.meter import TIME_SHARE, RecallMeter
 from memory_store.mips.rescore import score_pairs
 from memory_store.mips.scaled import scaled_queries
-from memory_store.mips.shortlist import best_of_pairs
 from memory_store.mips.workers import Workers
-from memory_store.topk import NO_FACT, PartialTopK, merge
+from memory_store.topk import NO_FACT, PartialTopK, merge, select
 
 # N rows in the shard, D dimension, B queries, b of them at once, K slots, C candidates per query, P pairs of both
 
@@ -202,8 +201,11 @@ class ApproximateIndex:
     ) -> PartialTopK:
         query_P, slot_P = np.nonzero(held_bC)
         row_P = rows_bC[query_P, slot_P]
-        score_P = score_pairs(self._vectors, row_P, queries_bD, query_P)
-        return best_of_pairs(query_P, self._vectors.fact_ids_N[row_P], score_P, batch=len(queries_bD), k=k)
+        ids_bC = np.full(rows_bC.shape, NO_FACT, dtype=np.int64)
+        scores_bC = np.full(rows_bC.shape, -np.inf)
+        ids_bC[query_P, slot_P] = self._vectors.fact_ids_N[row_P]
+        scores_bC[query_P, slot_P] = score_pairs(self._vectors, row_P, queries_bD, query_P)
+        return select(ids_bC, scores_bC, k)
 
     def _search_all_rows(
         self, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None, workers: Workers

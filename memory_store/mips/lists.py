@@ -19,6 +19,9 @@ _ROW_NUMBER_BYTES = 8
 _PACKED_COLUMNS = 2  # that share a code of 4 bits
 _PACKED_SAMPLE = 2**14
 _PACKED_ROUNDS = 8
+_BEST_LIST_FIRST = (
+    11  # faiss's number for scanning a query's lists in their order: then few later rows are worth keeping
+)
 _BLOCK_ROWS = 32  # rows whose codes lie together
 _LIST_BYTES = 64  # two vectors of the standard library, and what the allocator adds
 
@@ -141,7 +144,10 @@ class PackedLists:
         list_scores_bP: NDArray[np.float32],
         count: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(scores, rows) [b, count] of the highest rows in each query's lists; -1 where there are fewer."""
+        """(scores, rows) [b, count] of the highest rows in each query's lists; -1 where there are fewer.
+
+        Quickest where each query's lists come in the order of what they promise.
+        """
         return _search(self._index, queries_bD, lists_bP, list_scores_bP, count, None)
 
     def to_bytes(self) -> NDArray[np.uint8]:
@@ -151,7 +157,9 @@ class PackedLists:
     @classmethod
     def from_bytes(cls, data: NDArray[np.uint8]) -> "PackedLists":
         """The lists that to_bytes wrote."""
-        return cls(faiss.deserialize_index(np.ascontiguousarray(data)))
+        index = faiss.deserialize_index(np.ascontiguousarray(data))
+        index.implem = _BEST_LIST_FIRST
+        return cls(index)
 
     @staticmethod
     def planned_bytes(rows: int, width: int, lists: int) -> int:

@@ -54,7 +54,7 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 summary="for vectors that share parts, as facts do: the best relations and subjects name the rows",
                 exact=False,
                 options={
-                    "values": "shared values (relations) probed per query, and as many subjects; 24 by default",
+                    "values": "shared values (relations) probed per query, and 1.5 times the subjects; 16 by default",
                 },
                 build=build_split,
                 bytes_needed=split_bytes,

@@ -10,11 +10,12 @@ from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, 
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.coarse import AllMeans
 from memory_store.mips.codes import code_width, spare_slots
-from memory_store.mips.highest import highest_columns
+from memory_store.mips.highest import highest_columns, taken
 from memory_store.mips.ivf import build_ivf, default_nlist, ivf_bytes, restore_ivf
 from memory_store.mips.kmeans import cluster_at_once
 from memory_store.mips.lists import PackedLists
 from memory_store.mips.options import whole_number
+from memory_store.mips.rounded import RoundedVectors
 from memory_store.mips.scaled import ScaledRows, unit_rows
 from memory_store.mips.shared import shared_columns, values_of
 from memory_store.mips.workers import Workers
@@ -30,11 +31,11 @@ _LEAST_CLUSTERS = 8  # scanned; and at least two subjects per slot of the answer
 _ROWS_PER_SUBJECT = 128  # rows of one subject that are looked at: a subject with more has them in the lists of values
 _SPARE = 4  # times the rows that are wanted are taken from codes of 4 bits, and scored in float32
 _SPARE_ROWS = 2  # more than the slots of the answer are left after that, to be scored in float64
-_VALUES_AT_ONCE = 2**18  # 1 MiB of rows stays in a core's cache until they are scored
 _LEAST_PER_VALUE = 16  # rows that share a value, on average, below which clusters serve better
 _MOST_PER_SUBJECT = 32  # and rows of a subject, above which rows are mere copies
 _SAMPLED_POINTS = 64  # per cluster
 _ROUNDS = 10
+_DEVIATIONS = 2  # of a cluster's scores above their mean, where the best of some dozens is to be expected
 _MOST_FOR_DEAD_ROWS = 1024  # so many more are looked at where rows are deleted
 _SEED = 0
 
@@ -77,14 +78,14 @@ class SplitSource(CandidateSource):
         self._row_N = row_N
         self._ends = ends
         self._shared_F, self._other_E = np.flatnonzero(shared_D), np.flatnonzero(~shared_D)
-        self._columns_FV = torch.from_numpy(values_VF).to(torch.bfloat16).t()  # codes of 4 bits err far more
+        self._values = RoundedVectors(values_VF)  # codes of 4 bits err far more
         self.most_effort = len(values_VF)
         self.default_effort = min(values, self.most_effort)
 
     @property
     def nbytes(self) -> int:
-        arrays = (self._shared_D, self._values_VF, self._columns_FV, self._value_N, self._row_N, self._ends)
-        parts = (self._lists, self._chooser, self._subjects)
+        arrays = (self._shared_D, self._values_VF, self._value_N, self._row_N, self._ends)
+        parts = (self._values, self._lists, self._chooser, self._subjects)
         return sum(array.nbytes for array in arrays) + sum(part.nbytes for part in parts)
 
     def candidates(
@@ -92,33 +93,22 @@ class SplitSource(CandidateSource):
     ) -> NDArray[np.int64]:
         count = _SPARE * spare_slots(k)
         other_bE = np.ascontiguousarray(queries_bD[:, self._other_E])
-        shared_bF = torch.from_numpy(queries_bD[:, self._shared_F]).to(torch.bfloat16)
-        values_bV = torch.mm(shared_bF, self._columns_FV).float().numpy()
-        score_bP, value_bP = _highest(values_bV, None, min(effort, self.most_effort))
+        value_bV, unit_b1 = self._values.products(queries_bD[:, self._shared_F])
+        value_bP = highest_columns(value_bV, min(effort, self.most_effort))
         dead = 0 if live is None else min(live.dead, _MOST_FOR_DEAD_ROWS)
-        score_bC, row_bC = self._lists.scan(other_bE, value_bP, score_bP, count + dead)
+        by_value = self._lists.scan(other_bE, value_bP, taken(value_bV, value_bP) * unit_b1, count + dead)
+        by_subject = self._of_subjects(other_bE, (value_bV, unit_b1), k, effort, dead)
+        score_bC = np.concatenate([by_value[0], by_subject[0]], axis=1)
+        row_bC = np.concatenate([by_value[1], by_subject[1]], axis=1)
+        score_bC[row_bC == NO_ROW] = -np.inf
         if live is not None:
             score_bC[~live.mask_N[row_bC]] = -np.inf
-        by_value = _highest(score_bC, row_bC, count)
-        by_subject = self._of_subjects(other_bE, values_bV, k, effort, live, dead, count)
         # The codes' errors hide more of what more effort finds.
         looked_at = count + min(max(effort - _DEFAULT_VALUES, 0), count)
-        return self._best_in_float32(queries_bD, _of_both(by_value, by_subject, looked_at), k + _SPARE_ROWS)
-
-    def _best_in_float32(
-        self, queries_bD: NDArray[np.float32], row_bC: NDArray[np.int64], count: int
-    ) -> NDArray[np.int64]:
-        held_bC = row_bC != NO_ROW
-        score_bC = np.empty(row_bC.shape, dtype=np.float32)
-        step = max(_VALUES_AT_ONCE // (row_bC.shape[1] * self._rows.dim), 1)
-        for start in range(0, len(row_bC), step):
-            part = slice(start, start + step)
-            row_pC = np.where(held_bC[part], row_bC[part], 0)
-            taken_pCD = self._rows.take(row_pC.ravel()).reshape(*row_pC.shape, -1)
-            # numpy's product of a matrix and a vector, line by line, is 17 times as fast here as torch.bmm
-            score_bC[part] = np.matmul(taken_pCD, queries_bD[part, :, None])[:, :, 0]
-        score_bC[~held_bC] = -np.inf
-        return _highest(score_bC, row_bC, count)[1]
+        row_bC = _each_once(score_bC, row_bC, looked_at)
+        best_bC = highest_columns(self._rows.scores(row_bC, queries_bD), min(k + _SPARE_ROWS, row_bC.shape[1]))
+        found_bC: NDArray[np.int64] = taken(row_bC, best_bC)
+        return found_bC
 
     def arrays(self) -> SavedArrays:
         return {
@@ -136,66 +126,46 @@ class SplitSource(CandidateSource):
     def _of_subjects(
         self,
         other_bE: NDArray[np.float32],
-        values_bV: NDArray[np.float32],
+        products: tuple[NDArray[np.int32 | np.float32], NDArray[np.float32]],
         k: int,
         effort: int,
-        live: LiveRows | None,
         dead: int,
-        count: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(scores, rows) [b, count or less] of the best rows of the highest subjects, padded with -inf and -1."""
-        batch = len(other_bE)
+        """(scores, rows) [b, C] of the rows of the highest subjects; rows are -1 where there are fewer."""
         wanted = round(effort * _PER_VALUE)
         clusters = min(max(wanted, _LEAST_CLUSTERS), self._chooser.num_lists)
         subjects = min(max(wanted, 2 * k) + dead, len(self._ends) - 1)
         cluster_bP = self._chooser.choose(other_bE, clusters)
         nothing_bP = np.zeros(cluster_bP.shape, dtype=np.float32)  # that a cluster would add to its subjects
         subject_score_bS, subject_bS = self._subjects.scan(other_bE, cluster_bP, nothing_bP, subjects)
-        query_P, slot_P = np.nonzero(subject_bS >= 0)
-        subject_P = subject_bS[query_P, slot_P]
-        score_P = subject_score_bS[query_P, slot_P]
-        # Each subject becomes its rows.
-        first_P = self._ends[subject_P]
-        rows_P = np.minimum(self._ends[subject_P + 1] - first_P, _ROWS_PER_SUBJECT)
-        before_P = np.cumsum(rows_P) - rows_P
-        at_P = np.arange(int(rows_P.sum())) + np.repeat(first_P - before_P, rows_P)
-        query_P, score_P = np.repeat(query_P, rows_P), np.repeat(score_P, rows_P)
-        row_P = self._row_N[at_P].astype(np.int64)
-        if live is not None:
-            live_P = live.mask_N[row_P]
-            query_P, score_P, row_P = query_P[live_P], score_P[live_P], row_P[live_P]
-        score_P += values_bV[query_P, self._value_N[row_P]]
+        # Each subject becomes its rows; one of -1 has none, as the first of ends is 0.
+        first_bS = self._ends.take(subject_bS, mode="clip")
+        rows_bS = np.minimum(self._ends.take(subject_bS + 1) - first_bS, _ROWS_PER_SUBJECT)
+        width_b = rows_bS.sum(axis=1)
+        rows_S, ends_S = rows_bS.ravel(), rows_bS.cumsum()
+        number_P = np.arange(ends_S[-1])
+        row_P = self._row_N.take(number_P + np.repeat(first_bS.ravel() - (ends_S - rows_S), rows_S))
+        query_P = np.repeat(np.arange(len(width_b)), width_b)
+        score_P = np.repeat(subject_score_bS.ravel(), rows_S)
+        value_bV, unit_b1 = products
+        value_P = value_bV.take(query_P * value_bV.shape[1] + self._value_N.take(row_P))
+        score_P += value_P * np.repeat(unit_b1, width_b)
         # A line of a table for each query, so that the best of all lines are found at once.
-        width_b = np.bincount(query_P, minlength=batch)
-        width = int(width_b.max(initial=1))
-        slot_P = np.arange(len(query_P)) - np.repeat(np.cumsum(width_b) - width_b, width_b)
-        score_bW = np.full((batch, width), -np.inf, dtype=np.float32)
-        row_bW = np.full((batch, width), NO_ROW, dtype=np.int64)
-        score_bW[query_P, slot_P], row_bW[query_P, slot_P] = score_P, row_P
-        return _highest(score_bW, row_bW, count)
+        width = int(width_b.max())
+        place_P = number_P + np.repeat(np.arange(len(width_b)) * width - (width_b.cumsum() - width_b), width_b)
+        score_bC = np.full((len(width_b), width), -np.inf, dtype=np.float32)
+        row_bC = np.full(score_bC.shape, NO_ROW, dtype=np.int64)
+        score_bC.ravel()[place_P], row_bC.ravel()[place_P] = score_P, row_P
+        return score_bC, row_bC
 
 
-def _of_both(
-    one: tuple[NDArray[np.float32], NDArray[np.int64]], two: tuple[NDArray[np.float32], NDArray[np.int64]], count: int
-) -> NDArray[np.int64]:
-    """The rows of both that score highest, `count` at most, each once; -1 in the place of others and of none."""
-    score_bC, row_bC = _highest(np.hstack([one[0], two[0]]), np.hstack([one[1], two[1]]), count)
-    row_bC = np.where(np.isfinite(score_bC), row_bC, NO_ROW)
-    row_bC.sort(axis=1)
-    row_bC[:, 1:][row_bC[:, 1:] == row_bC[:, :-1]] = NO_ROW
-    return row_bC
-
-
-def _highest(
-    score_bC: NDArray[np.float32], row_bC: NDArray[np.int64] | None, count: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(scores, rows) of the `count` highest of each line, in any order; rows are their places where none are given."""
-    width = score_bC.shape[1]
-    if width > count:
-        highest_bC, column_bC = highest_columns(torch.from_numpy(score_bC), count)
-        place_bC = column_bC.numpy()
-        return highest_bC.numpy(), place_bC if row_bC is None else np.take_along_axis(row_bC, place_bC, axis=1)
-    return score_bC, np.broadcast_to(np.arange(width), score_bC.shape) if row_bC is None else row_bC
+def _each_once(score_bC: NDArray[np.float32], row_bC: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The `count` rows of the highest scores, or all; -1 in the place of those that score -inf or are named twice."""
+    best_bK = highest_columns(score_bC, min(count, score_bC.shape[1]))
+    row_bK = np.where(np.isfinite(taken(score_bC, best_bK)), taken(row_bC, best_bK), NO_ROW)
+    row_bK.sort(axis=1)
+    row_bK[:, 1:][row_bK[:, 1:] == row_bK[:, :-1]] = NO_ROW
+    return row_bK
 
 
 def build_split(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
@@ -226,13 +196,16 @@ def _make(rows: ScaledRows, shared_D: NDArray[np.bool_], values: int, workers: W
     clusters = cluster_at_once(sample_nE, nlist, rounds=_ROUNDS, rng=rng, workers=workers)
     cluster_S = np.empty(others.count, dtype=np.int64)
     sums_LE = torch.zeros((nlist, len(other_E)))
+    square_S = np.empty(others.count, dtype=np.float32)
     for part, block_nE in subject_rows.blocks():
         cluster_S[part] = clusters.nearest(unit_rows(block_nE), workers)
         sums_LE.index_add_(0, torch.from_numpy(cluster_S[part]), torch.from_numpy(block_nE))
+        square_S[part] = np.square(block_nE).mean(axis=1)
     used_L, cluster_S = np.unique(cluster_S, return_inverse=True)
-    means_LE: NDArray[np.float32] = np.divide(
-        sums_LE.numpy()[used_L], np.bincount(cluster_S)[:, None], dtype=np.float32
-    )
+    size_L = np.bincount(cluster_S)
+    means_LE: NDArray[np.float32] = np.divide(sums_LE.numpy()[used_L], size_L[:, None], dtype=np.float32)
+    variance_L = np.bincount(cluster_S, square_S) / size_L - np.square(means_LE).mean(axis=1)
+    spread_L = (_DEVIATIONS * np.sqrt(variance_L.clip(min=0))).astype(np.float32)
     lists = PackedLists.build(other_rows, shared.value_N, shared.count, rng, workers)
     subjects = PackedLists.build(subject_rows, cluster_S, len(used_L), rng, workers)
     row_N = np.argsort(others.value_N, kind="stable").astype(np.int32)
@@ -243,7 +216,7 @@ def _make(rows: ScaledRows, shared_D: NDArray[np.bool_], values: int, workers: W
         rows.narrowed(shared_F, shared.first_V).block(0, shared.count),
         shared.value_N.astype(np.int32),
         lists,
-        AllMeans(means_LE, dtype=torch.bfloat16),
+        AllMeans(means_LE, spread_L),
         subjects,
         row_N,
         ends,
@@ -265,7 +238,7 @@ def restore_split(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: 
         own("values"),
         own("value_of_row"),
         PackedLists.from_bytes(arrays["lists"]),
-        AllMeans(own("means"), dtype=torch.bfloat16),
+        AllMeans(own("means"), own("spread")),
         PackedLists.from_bytes(arrays["subjects"]),
         own("rows"),
         own("ends"),
