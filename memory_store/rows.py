@@ -63,6 +63,7 @@ class Rows:
                 )
         dead_M = self.dead_here(dead)
         self._kept_N: NDArray[np.int64] | None = None  # numbers within the slices, where rows were left out
+        self._hidden_M = dead_M[:0]  # the rows that go by a stand-in
         ids_N = self._ids_N
         if without_dead and len(dead_M):
             self._kept_N = live_rows(len(ids_N), dead_M)
@@ -70,7 +71,10 @@ class Rows:
                 chunks = [ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim).gather(self._kept_N)]
             self._ids_N = ids_N = ids_N[self._kept_N]
         elif len(dead_M):
-            ids_N = _with_stand_ins(ids_N, dead_M)
+            self._hidden_M = _repeated(ids_N, dead_M)
+            if len(self._hidden_M):
+                ids_N = ids_N.copy()
+                ids_N[self._hidden_M] = _FIRST_STAND_IN - self._hidden_M
         self.vectors = ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim)
 
     @cached_property
@@ -123,6 +127,10 @@ class Rows:
                 found.append(of_part[start:stop] - piece.start + first)
         return np.concatenate(found)
 
+    def fits(self, dead: DeadRows) -> bool:
+        """Whether these rows, stand-ins and all, serve a generation with the same parts in which those are dead."""
+        return bool(np.isin(self._hidden_M, self.dead_here(dead)).all())
+
     def places(self, rows_F: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(position [F] of the part in the manifest, row [F] in that part) of rows here."""
         numbers_F = rows_F if self._kept_N is None else self._kept_N[rows_F]
@@ -132,16 +140,10 @@ class Rows:
         return parts[slice_F], numbers_F - self._starts[slice_F] + first[slice_F]
 
 
-def _with_stand_ins(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ids, unique: a dead row whose id another row has too goes by -2 minus its number."""
+def _repeated(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The dead rows whose id another row has too."""
     values, count = np.unique(ids_N, return_counts=True)
-    repeated = values[count > 1]
-    if not len(repeated):
-        return ids_N
-    hidden_M = dead_M[np.isin(ids_N[dead_M], repeated)]
-    replaced_N = ids_N.copy()
-    replaced_N[hidden_M] = _FIRST_STAND_IN - hidden_M
-    return replaced_N
+    return dead_M[np.isin(ids_N[dead_M], values[count > 1])]
 
 
 def _open_slices(storage: Storage, parts: Sequence[Part], slices: Sequence[Slice], threads: int) -> list[pa.Table]:

@@ -168,7 +168,9 @@ class _Snapshot:
         main_parts = len(placed) - manifest.delta_parts
         dead = dead_rows(storage, manifest.facts, manifest.tombstones)
         key = (manifest.facts[:main_parts], manifest.vectors[:main_parts], manifest.dim)
-        known: _Main | None = next((other.main for other in others if other.main.key == key), None)
+        known: _Main | None = next(
+            (other.main for other in others if other.main.key == key and other.main.rows.fits(dead)), None
+        )
         main_slices = [piece for piece in slices if piece.part < main_parts]
         self.main: _Main = known or _Main(
             storage,

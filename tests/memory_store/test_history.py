@@ -123,6 +123,22 @@ def test_an_open_memory_follows_a_rollback_and_keeps_its_index_where_the_main_pa
         assert memory.fetch([1], ["subject"])["subject"].to_pylist() == ["other words"]
 
 
+def test_rows_that_a_rollback_brings_back_to_life_have_their_ids_again(
+    storage: Storage, write_memory: WriteMemory
+) -> None:
+    write_memory(storage, range(4))
+    upsert(storage, [2], 5.0)
+    with open_memory(storage.url) as memory:
+        embedded = memory.reindex(lambda facts: np.ones((facts.num_rows, 4), np.float32))
+    upsert(storage, [2], 7.0)  # now two rows of fact 2 are dead among the main parts, and the third is fresh
+    with open_memory(storage.url) as memory:
+        assert memory.search(np.ones((1, 4), np.float32), 5).fact_ids_BK.tolist() == [[2, 0, 1, 3, -1]]
+        rollback(storage, embedded)
+        memory.refresh()
+        assert memory.search(np.ones((1, 4), np.float32), 5).fact_ids_BK.tolist() == [[0, 1, 2, 3, -1]]
+        assert memory.fetch([2])["fact_id"].to_pylist() == [2]
+
+
 def test_a_sweep_keeps_what_was_superseded_lately_what_is_newest_and_what_is_tagged(history: Storage) -> None:
     made_s = datetime.fromisoformat(read_manifest(history, 5).created_at).timestamp()
     pin(history, "tag=first", 1)
