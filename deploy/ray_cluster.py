@@ -131,7 +131,7 @@ def drain_node(wanted: str, progress: Progress = silent) -> Drained:
     for done, name in enumerate(moved):
         progress("move shards", done, len(moved), unit="memories", note=name)
         with open_shared(name) as memory:
-            memory.reindex(shards=len(memory.stats().shards))
+            memory.reindex(move=True)
     if moved:
         progress("move shards", len(moved), len(moved), unit="memories")
     return Drained(node=node.node, moved=moved, left=_shards_on(read_cluster(), node).count(""))
