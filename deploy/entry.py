@@ -74,7 +74,7 @@ def _report(console: Console, error: Exception) -> int:
         if error.errno == errno.ENOSPC:
             message += "; free some space and run the same command again"
     else:
-        said = " ".join(str(error).split()) or "no message"
+        said = redact(" ".join(str(error).split())) or "no message"  # before it is cut, perhaps inside a password
         message, status = f"unexpected {type(error).__name__}: {said[:300]}; {DEBUG_HINT}", FAILED
     message = redact(" ".join(message.split()))
     print(f"error: {message}", file=sys.stderr, flush=True)

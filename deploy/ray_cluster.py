@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -15,11 +15,13 @@ from memory_store.errors import ConfigError
 from memory_store.opening import open_shared
 from memory_store.progress import Progress, silent
 from memory_store.ray_session import ensure_ray
+from memory_store.shared import left_over_shards
 from memory_store.storage import redact
 
 __all__ = ["ClusterStatus", "Drained", "NodeLine", "ShardLine", "drain_node", "give_back_node", "read_cluster"]
 
 ANSWER_S = 5.0  # in which shards say what they hold; one that loads or searches answers at once, on a thread of its own
+LEFT_OVER = "left over"
 HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 
 
@@ -60,6 +62,11 @@ class ShardLine:
     node: str = ""
     code: str = ""
     same_code: bool = False
+
+    @property
+    def is_left_over(self) -> bool:
+        """Of a division that does not serve: the job that re-divided the memory was killed, or ends it right now."""
+        return self.state == LEFT_OVER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,29 +165,31 @@ def _one_node(found: ClusterStatus, wanted: str) -> NodeLine:
 
 
 def _shards_on(found: ClusterStatus, node: NodeLine) -> list[str]:
-    """The name of the memory of each shard on a node, "" for those of single jobs."""
-    return [line.memory for line in found.shards if line.node == node.node]
+    """The name of the memory of each shard on a node, "" for those of single jobs; not those that serve nobody."""
+    return [line.memory for line in found.shards if line.node == node.node and not line.is_left_over]
 
 
 def _shards(code: str, answer_s: float) -> Sequence[ShardLine]:
-    lines = []
-    asked: list[tuple[str, Any]] = []
+    lines: dict[str, ShardLine] = {}
+    asked: list[tuple[str, str, Any]] = []
     for name, memory in named_shards().items():
         try:
-            asked.append((memory, ray.get_actor(name, namespace=NAMESPACE).describe.remote()))
+            asked.append((name, memory, ray.get_actor(name, namespace=NAMESPACE).describe.remote()))
         except (ValueError, RayError):  # it ended since it was listed
             continue
     deadline = time.monotonic() + answer_s
-    for memory, reference in asked:
+    for name, memory, reference in asked:
         try:
             found = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
         except GetTimeoutError:
-            lines.append(ShardLine(memory=memory, state=f"no answer within {answer_s:g} s"))
+            lines[name] = ShardLine(memory=memory, state=f"no answer within {answer_s:g} s")
         except RayError as error:
-            lines.append(ShardLine(memory=memory, state=f"away ({type(error).__name__})"))
+            lines[name] = ShardLine(memory=memory, state=f"away ({type(error).__name__})")
         else:
-            lines.append(_serving(memory, found, code))
-    return sorted(lines, key=lambda line: (line.memory, line.url, line.num_shards, line.shard))
+            lines[name] = _serving(memory, found, code)
+    for name in left_over_shards() & lines.keys():
+        lines[name] = replace(lines[name], state=LEFT_OVER)
+    return sorted(lines.values(), key=lambda line: (line.memory, line.url, line.num_shards, line.shard))
 
 
 def _serving(memory: str, found: dict[str, Any], code: str) -> ShardLine:

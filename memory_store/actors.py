@@ -38,6 +38,7 @@ __all__ = [
     "RayShardHandle",
     "ShardActor",
     "check_name",
+    "edition_of",
     "named_shards",
     "start_shards",
     "wait_for_actors",
@@ -46,6 +47,7 @@ __all__ = [
 NAMESPACE = "hmn"
 PREFIX = "hmn:"  # of the names of shard actors
 UNSHARED = "~"  # after it, for shards of a memory without a name
+EDITION = "-edition-"  # before the token at the end of a shared one's
 START_DEADLINE_S = 120.0
 
 
@@ -180,8 +182,13 @@ class RayShardHandle:
 
 def _shared_name(shared: SharedAs, config: ShardConfig) -> str:
     copy = f"-copy-{config.replica}" if config.replica else ""
-    edition = f"-edition-{shared.token}" if shared.token else ""
+    edition = f"{EDITION}{shared.token}" if shared.token else ""
     return f"{PREFIX}{shared.name}:{config.shard}-of-{config.num_shards}{copy}{edition}"
+
+
+def edition_of(shard: str) -> str:
+    """The token of the edition that a shard was started for, from the name of its actor."""
+    return shard.rpartition(":")[2].partition(EDITION)[2]
 
 
 def check_name(name: str) -> None:

@@ -141,6 +141,9 @@ class LocalFiles:
     def open_input(self, path: str) -> pa.NativeFile:
         return self._disk.map(self._root / path)
 
+    def open_stored(self, path: str) -> pa.NativeFile:
+        return self.open_input(path)
+
     def cached_bytes(self, path: str) -> bytes | None:
         """Nothing is cached: the file itself is mapped."""
         return None

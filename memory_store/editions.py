@@ -9,7 +9,7 @@ from uuid import uuid4
 from memory_store.errors import ReindexRunning, ShardsReplaced, ShardUnavailable, VersionMismatch
 from memory_store.redaction import redact
 
-__all__ = ["Board", "Edition", "Editions"]
+__all__ = ["Board", "Edition", "Editions", "Running"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,19 @@ class Edition:
     first_shards: int
     number: int = 1
     token: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A shard of a shared memory that runs. actor: its name; token: of its edition.
+
+    is_being_made: whether a job that lives makes that edition and has not published it. end: stops the shard.
+    """
+
+    actor: str
+    token: str
+    is_being_made: bool
+    end: Callable[[], None]
 
 
 class Board(Protocol):
@@ -133,6 +146,17 @@ class Editions:
             raise ShardsReplaced(
                 f"the memory {self.name!r} has {found.shards} other shards now ({found.index}); open it again"
             )
+
+    def left_over(self, running: Sequence[Running]) -> Sequence[Running]:
+        """Those of the shards that run whose edition neither serves nor is being made.
+
+        A job that is killed while it re-divides the memory leaves the shards that it made, or those that they replaced.
+        The shards must be looked at before this is called: what a shard runs for was noted before it was started.
+        """
+        serves = self.now()
+        return [
+            shard for shard in running if not shard.is_being_made and (serves is None or shard.token != serves.token)
+        ]
 
     def end(self) -> None:
         """The name is free again."""

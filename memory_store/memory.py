@@ -445,8 +445,10 @@ class Memory:
             self._closed = True
             if self._compactor is not None:
                 self._compactor.join()
-            self._engines.now.backend.close()
-            self._lease.close()
+            try:
+                self._engines.now.backend.close()
+            finally:  # else it would be renewed for as long as this process lives
+                self._lease.close()
 
     def __enter__(self) -> Self:
         return self

@@ -20,9 +20,12 @@ __all__ = [
     "FACTS_SCHEMA",
     "TOMBSTONES_SCHEMA",
     "dead_rows",
+    "drop_damaged_copy",
     "fact_ids_of",
+    "is_part",
     "live_rows",
     "open_part",
+    "open_stored_part",
     "scan_facts",
     "scan_vectors",
     "take_rows",
@@ -124,10 +127,33 @@ def open_part(storage: Storage, part: Part, schema: pa.Schema | None = None) -> 
     part that is missing, truncated, altered, or of another format raises CorruptFile.
     """
     try:
-        return _open_verified(storage, part, schema)
+        return _open_verified(storage, part, schema, storage.open_input)
     except CorruptFile:
-        storage.forget(part.path)  # a cached copy may be the broken one; on a local disk this changes nothing
-        return _open_verified(storage, part, schema)
+        if not drop_damaged_copy(storage, part):
+            raise
+        return _open_verified(storage, part, schema, storage.open_input)
+
+
+def open_stored_part(storage: Storage, part: Part, schema: pa.Schema) -> pa.Table:
+    """The same of what the storage holds, whatever the local cache of a remote memory holds of it."""
+    return _open_verified(storage, part, schema, storage.open_stored)
+
+
+def drop_damaged_copy(storage: Storage, part: Part) -> bool:
+    """Drop what the local cache of a remote memory holds of a part if it is damaged; whether it was.
+
+    A sound one stays, for it may be all that is left of the part.
+    """
+    cached = storage.cached_bytes(part.path)
+    if cached is None or is_part(part, cached):
+        return False
+    storage.forget(part.path)
+    return True
+
+
+def is_part(part: Part, data: bytes) -> bool:
+    """Whether these are the bytes that the manifest names."""
+    return len(data) == part.bytes and part.checksum == f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
 
 
 def take_rows(table: pa.Table, row_F: NDArray[np.int64]) -> pa.Table:
@@ -291,13 +317,15 @@ def _vectors_offset(row: pa.Table) -> int:
     return int(vector.values.buffers()[1].address - file.address)
 
 
-def _open_verified(storage: Storage, part: Part, schema: pa.Schema | None) -> pa.Table:
+def _open_verified(
+    storage: Storage, part: Part, schema: pa.Schema | None, open_file: Callable[[str], pa.NativeFile]
+) -> pa.Table:
     where = storage.where(part.path)
     try:
         found_bytes = storage.size(part.path)
         if found_bytes != part.bytes:
             raise CorruptFile(f"{where}: expected {part.bytes:,} bytes, found {found_bytes:,}; {_RESTORE}")
-        mapped = storage.open_input(part.path).read_buffer()
+        mapped = open_file(part.path).read_buffer()
     except FileNotFoundError:
         raise CorruptFile(f"{where}: expected {part.bytes:,} bytes, found no file; {_RESTORE}") from None
     digest = f"xxh3-128:{xxhash.xxh3_128_hexdigest(mapped)}"

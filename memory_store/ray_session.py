@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import ray
 
 from memory_store.errors import RayUnavailable
+from memory_store.redaction import redact
 
 __all__ = ["ensure_ray"]
 
@@ -47,7 +48,7 @@ def ensure_ray(num_cpus: int | None = None, *, join: str | None = None) -> None:
             what = f"a Ray cluster at {join!r}; set RAY_ADDRESS, or start one with `ray start --head`"
         else:
             what = "a local Ray to start"
-        said = " ".join(str(error).split())[:200]
+        said = redact(" ".join(str(error).split()))[:200]
         # Where somebody listens but does not let us in, Ray names the address alone; its reason is in C++ logs at best.
         let_in = not (isinstance(error, ConnectionError) and error.__cause__ is not None)
         advice = "" if let_in else f"{_token_advice(os.environ)}; "

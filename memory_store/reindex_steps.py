@@ -75,4 +75,4 @@ class MemoryReindex:
 
     def abandon(self) -> None:
         if self.built is not None and self.replaced is None:
-            self.built.backend.stop()
+            self.memory._source.discard(self.built)

@@ -130,21 +130,37 @@ class RemoteFiles:
 
     def open_input(self, path: str) -> pa.NativeFile:
         if self._in_process:
-            data = self.read_bytes(path)
-            aligned = pa.allocate_buffer(len(data))  # to 64 bytes, which Python's own bytes are not
-            pa.FixedSizeBufferWriter(aligned).write(data)
-            return pa.BufferReader(aligned)
+            return self._aligned(path)
         cached = self._cache / path
         if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cached.with_name(f"{cached.name}.{uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
-            try:
-                with _driver_errors():
-                    self._fs.get_file(self._full(path), str(temporary))
-                temporary.replace(cached)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with self._fetched(path) as fetched:
+                fetched.replace(cached)
         return pa.memory_map(str(cached), "r")
+
+    def open_stored(self, path: str) -> pa.NativeFile:
+        if self._in_process:
+            return self._aligned(path)
+        with self._fetched(path) as fetched:
+            return pa.memory_map(str(fetched), "r")  # what is mapped stays until it is let go, without a name
+
+    @contextmanager
+    def _fetched(self, path: str) -> Iterator[Path]:
+        """A copy beside those that are kept; gone at the end unless it was given a name."""
+        cached = self._cache / path
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_name(f"{cached.name}.{uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
+        try:
+            with _driver_errors():
+                self._fs.get_file(self._full(path), str(temporary))
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _aligned(self, path: str) -> pa.NativeFile:
+        data = self.read_bytes(path)
+        aligned = pa.allocate_buffer(len(data))  # to 64 bytes, which Python's own bytes are not
+        pa.FixedSizeBufferWriter(aligned).write(data)
+        return pa.BufferReader(aligned)
 
     def cached_bytes(self, path: str) -> bytes | None:
         """The copy of a file that is kept here, whatever the filesystem holds now."""

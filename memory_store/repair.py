@@ -10,6 +10,7 @@ from memory_store.errors import CorruptFile, HmnError
 from memory_store.index_names import INDEX_FOLDER
 from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
 from memory_store.manifest_format import from_bytes
+from memory_store.parts import is_part
 from memory_store.storage import Storage
 
 __all__ = ["RepairReport", "Restored", "repair_memory"]
@@ -68,7 +69,8 @@ class _Repair:
         total, done = sum(part.bytes for part in parts.values()), 0
         damaged = []
         for part in parts.values():
-            if not _is(part, self._bytes_of(self._storage, part.path)):
+            held = self._bytes_of(self._storage, part.path)
+            if held is None or not is_part(part, held):
                 damaged.append(part)
             done += part.bytes
             if progress is not None:
@@ -112,7 +114,7 @@ class _Repair:
 
     def _restore(self, part: Part) -> None:
         for source, data in self._candidates(part):
-            if data is not None and _is(part, data):
+            if data is not None and is_part(part, data):
                 self._storage.write_atomic(part.path, data)
                 self._storage.forget(part.path)
                 self._restored.append(Restored(path=part.path, source=source))
@@ -151,12 +153,6 @@ class _Repair:
             return storage.read_bytes(path)
         except (OSError, HmnError):
             return None
-
-
-def _is(part: Part, data: bytes | None) -> bool:
-    return (
-        data is not None and len(data) == part.bytes and part.checksum == f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
-    )
 
 
 def _parts_of(manifest: Manifest) -> tuple[Part, ...]:

@@ -3,18 +3,21 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 
-from memory_store.actors import NAMESPACE, check_name, named_shards
+from memory_store.actors import NAMESPACE, check_name, edition_of, named_shards
 from memory_store.backends import SharedAs
-from memory_store.editions import Edition, Editions
+from memory_store.building import being_made, mark_as_made_here
+from memory_store.editions import Edition, Editions, Running
 from memory_store.engine import Engine
 from memory_store.engine_source import SharedEngines
+from memory_store.errors import VersionMismatch
 from memory_store.ray_session import ensure_ray
 
-__all__ = ["RayBoard", "shared_engines", "shared_memories", "stop_named"]
+__all__ = ["RayBoard", "left_over_shards", "shared_engines", "shared_memories", "stop_named"]
 
 _SPACE = "hmn-editions"
 
@@ -59,8 +62,43 @@ def shared_engines(
         return start(edition.index, edition.shards, shared, edition)
 
     return SharedEngines(
-        editions=editions, asked=asked, start=start_edition, is_running=lambda: name in named_shards().values()
+        editions=editions,
+        asked=asked,
+        start=start_edition,
+        running=partial(_running, name),
+        mark=lambda edition: mark_as_made_here(edition.token, NAMESPACE),
     )
+
+
+def _running(name: str) -> list[Running]:
+    """The shards of a shared memory, whatever their edition."""
+    found: dict[str, Any] = {}
+    for shard, memory in named_shards().items():
+        if memory == name:
+            with suppress(ValueError):  # it ended since it was listed
+                found[shard] = ray.get_actor(shard, namespace=NAMESPACE)
+    made = being_made(NAMESPACE)  # looked at later: a mark is there before its shards, and goes after they are noted
+    return [
+        Running(
+            actor=shard,
+            token=edition_of(shard),
+            is_being_made=edition_of(shard) in made,
+            end=partial(ray.kill, actor, no_restart=True),
+        )
+        for shard, actor in found.items()
+    ]
+
+
+def left_over_shards() -> set[str]:
+    """The names of shard actors that a job left behind that was killed while it re-divided a shared memory.
+
+    Whoever opens the memory ends them.
+    """
+    board, left = RayBoard(), set[str]()
+    for memory in set(named_shards().values()) - {""}:
+        with suppress(VersionMismatch):  # noted by other code: that is for those who run it to say
+            left |= {shard.actor for shard in Editions(memory, board).left_over(_running(memory))}
+    return left
 
 
 def shared_memories() -> dict[str, Edition]:
@@ -72,9 +110,8 @@ def shared_memories() -> dict[str, Edition]:
 
 def stop_named(name: str) -> int:
     """Stop the shards of a named memory, whoever started it; returns how many there were."""
-    mine = [shard for shard, memory in named_shards().items() if memory == name and name]
+    mine = _running(name) if name else []
     Editions(name, RayBoard()).end()  # first, so that nobody who misses a shard starts it again
     for shard in mine:
-        with suppress(ValueError):  # it ended since it was listed
-            ray.kill(ray.get_actor(shard, namespace=NAMESPACE), no_restart=True)
+        shard.end()
     return len(mine)

@@ -40,6 +40,7 @@ class _Files(Protocol):
     def sync(self, path: str) -> None: ...
     def delete(self, path: str) -> None: ...
     def open_input(self, path: str) -> pa.NativeFile: ...
+    def open_stored(self, path: str) -> pa.NativeFile: ...
     def cached_bytes(self, path: str) -> bytes | None: ...
     def forget(self, path: str) -> None: ...
 
@@ -129,6 +130,11 @@ class Storage:
         """The file mapped into memory: from the local disk itself, from the local cache of a remote memory."""
         with self._explained("open", path):
             return self._files.open_input(_inside(path))
+
+    def open_stored(self, path: str) -> pa.NativeFile:
+        """The same, but of a remote memory what it holds now, fetched for this call alone."""
+        with self._explained("open", path):
+            return self._files.open_stored(_inside(path))
 
     def cached_bytes(self, path: str) -> bytes | None:
         """What the local cache of a remote memory holds of a file, which may be gone or damaged there."""

@@ -199,10 +199,10 @@ def sweep(
     deleted = []
     for generation in superseded:
         # Pinned or opened since we looked?
-        if generation not in pins(storage).values() and generation not in _readers(storage, now_s):
+        if not _is_held(storage, generation, now_s) and (dry_run or _delete_manifest(storage, generation, now_s)):
             deleted.append(generation)
-            if not dry_run:
-                storage.delete(manifest_path(generation))
+        elif (manifest := manifests[generation]) is not None:
+            remaining[generation] = manifest
     for generation in generations(storage):  # committed since we looked
         if generation not in remaining and generation not in deleted:
             remaining[generation] = read_manifest(storage, generation)
@@ -229,6 +229,31 @@ def sweep(
         bytes=sum(entry.bytes for entry in doomed),
         read=read,
     )
+
+
+def _is_held(storage: Storage, generation: int, now_s: float) -> bool:
+    return generation in pins(storage).values() or generation in _readers(storage, now_s)
+
+
+def _delete_manifest(storage: Storage, generation: int, now_s: float) -> bool:
+    """Delete a manifest, unless somebody pins or opens the generation at this moment; whether it is gone for good.
+
+    They write their pin or lease and then look for the manifest; we take the manifest away and then look for theirs.
+    So one of the two sees the other; if it is us, the manifest comes back, and no part is gone yet.
+    """
+    path = manifest_path(generation)
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        return False  # another sweep is at it, and may bring it back
+    storage.delete(path)
+    held = True  # also where it cannot be told
+    try:
+        held = _is_held(storage, generation, now_s)
+    finally:
+        if held:
+            storage.create_exclusive(path, content)
+    return not held
 
 
 def _readers(storage: Storage, now_s: float) -> dict[int, tuple[str, ...]]:

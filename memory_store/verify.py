@@ -1,7 +1,8 @@
 """Verification of a memory: every byte of every part, and what must hold between parts, reported and not raised."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,15 @@ from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile, HmnError, InvalidVectors
 from memory_store.ids import IdSet
+from memory_store.leases import ReadLease
 from memory_store.manifest import Manifest, Part, generations, read_manifest
 from memory_store.parts import (
     FACTS_SCHEMA,
     TOMBSTONES_SCHEMA,
+    drop_damaged_copy,
     fact_ids_of,
     live_rows,
-    open_part,
+    open_stored_part,
     vectors_of,
     vectors_schema,
 )
@@ -42,12 +45,17 @@ class GenerationCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What verification read and found. parts and bytes count every file once, however many generations share it."""
+    """What verification read and found. parts and bytes count every file once, however many generations share it.
+
+    dropped_copies: parts of a remote memory of which this machine's cache held a damaged copy. It is fetched again when
+    the part is read next, and is no problem of the memory.
+    """
 
     url: str
     generations: tuple[GenerationCheck, ...]
     parts: int
     bytes: int
+    dropped_copies: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -70,12 +78,23 @@ def verify_memory(
     Checked: manifests; size, checksum, schema and values of parts; facts and vectors hold the same ids in the same
     order; tombstones name rows that are there, by their ids, and once; ids of live rows are unique and not negative;
     vectors are finite and within max_norm; each parent is the one named.
+    Of a remote memory it is what the storage holds that is read, and not what this machine's cache holds of it; a copy
+    in the cache that is damaged is dropped.
     progress: called with (bytes read, bytes in all). Raises MemoryNotFound; everything else is in the report.
     """
     storage = url if isinstance(url, Storage) else Storage(url)
-    chosen = generations(storage)[-1:] if current_only else generations(storage)
-    if not chosen:
-        read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+    with closing(ReadLease(storage)) as lease:  # a sweep meanwhile would look like damage
+        while True:
+            chosen = generations(storage)[-1:] if current_only else generations(storage)
+            if not chosen:
+                read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+            lease.hold(chosen)
+            there = set(generations(storage))  # a sweep may have run before it could see the lease
+            if still := [generation for generation in chosen if generation in there]:
+                return _verify(storage, still, progress)
+
+
+def _verify(storage: Storage, chosen: Sequence[int], progress: Callable[[int, int], None] | None) -> VerifyReport:
     manifests: dict[int, Manifest | HmnError] = {}
     for generation in chosen:
         try:
@@ -94,7 +113,11 @@ def verify_memory(
             problems, facts = [str(manifest)], 0
         checks.append(GenerationCheck(generation=generation, facts=facts, problems=tuple(problems)))
     return VerifyReport(
-        url=storage.shown, generations=tuple(checks), parts=len(verifier.parts), bytes=verifier.total_bytes
+        url=storage.shown,
+        generations=tuple(checks),
+        parts=len(verifier.parts),
+        bytes=verifier.total_bytes,
+        dropped_copies=tuple(sorted(verifier.dropped_copies)),
     )
 
 
@@ -113,6 +136,7 @@ class _Verifier:
     def __init__(self, storage: Storage, parts: set[Part], progress: Callable[[int, int], None] | None) -> None:
         self.parts = parts
         self.total_bytes = sum(part.bytes for part in parts)
+        self.dropped_copies: set[str] = set()
         self._storage = storage
         self._progress = progress
         self._read: dict[tuple[Part, int, str | None], _Contents | str] = {}
@@ -151,7 +175,7 @@ class _Verifier:
         return self._read[key]
 
     def _open(self, part: Part, schema: pa.Schema) -> _Contents:
-        table = open_part(self._storage, part, schema)
+        table = self._open_stored(part, schema)
         where = self._storage.where(part.path)
         try:
             table.validate(full=True)
@@ -165,6 +189,11 @@ class _Verifier:
         except InvalidVectors as error:
             raise CorruptFile(f"{where}: {error}") from None
         return _Contents(fact_ids_N=fact_ids_N, ids_hash=xxhash.xxh3_128_hexdigest(fact_ids_N.data), norm=norm)
+
+    def _open_stored(self, part: Part, schema: pa.Schema) -> pa.Table:
+        if drop_damaged_copy(self._storage, part):
+            self.dropped_copies.add(part.path)
+        return open_stored_part(self._storage, part, schema)
 
     def _check_norm(self, manifest: Manifest, part: Part, found: _Contents) -> list[str]:
         if found.norm <= manifest.max_norm * (1 + _NORM_TOLERANCE):
@@ -210,7 +239,7 @@ class _Verifier:
     def _read_tombstones(self, part: Part) -> pa.Table | str:
         if part not in self._tombstones:
             try:
-                self._tombstones[part] = open_part(self._storage, part, TOMBSTONES_SCHEMA)
+                self._tombstones[part] = self._open_stored(part, TOMBSTONES_SCHEMA)
             except HmnError as error:
                 self._tombstones[part] = str(error)
             self._note_read(part)

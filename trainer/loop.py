@@ -413,18 +413,18 @@ class _Run:
         """A checkpoint against a generation that all members embedded, kept for as long as the checkpoint is."""
         if self.rank != 0:
             return
-        refresher.keep(generation)
-        save_checkpoint(
-            self.run_storage,
-            capture(self.encoder, self.optimizers),
-            step=step,
-            total_steps=total,
-            generation=generation,
-            memory=self.config.memory.url,
-            fingerprint=self.encoder.fingerprint(),
-            features=FEATURES_VERSION,
-            encoder=self.config.model.encoder,
-        )
+        with refresher.keeping(generation):
+            save_checkpoint(
+                self.run_storage,
+                capture(self.encoder, self.optimizers),
+                step=step,
+                total_steps=total,
+                generation=generation,
+                memory=self.config.memory.url,
+                fingerprint=self.encoder.fingerprint(),
+                features=FEATURES_VERSION,
+                encoder=self.config.model.encoder,
+            )
         refresher.sweep()
 
     def _encode(self, questions: QuestionFeatures, member: int | None) -> Tensor:

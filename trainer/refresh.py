@@ -1,8 +1,9 @@
 """Refreshing a memory while a model trains: embed, commit, switch, sweep. The old generation serves meanwhile."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,7 @@ def _content(features: pa.ChunkedArray) -> str:
 class Refresher:
     """Keeps a memory's vectors in step with an encoder that learns.
 
-    name: of the run. Its pin keeps the generation that the newest checkpoint names; the other generations that this
+    name: of the run. Its pin keeps the generation that the checkpoint in force names; the other generations that this
     run's refreshes made are swept once they are superseded, and nobody else's are.
     """
 
@@ -138,14 +139,18 @@ class Refresher:
         give_memory_back()
         return generation
 
-    def keep(self, generation: int) -> None:
-        """Pin the generation that a checkpoint names, before the checkpoint is published."""
+    @contextmanager
+    def keeping(self, generation: int) -> Iterator[None]:
+        """While the checkpoint that names this generation is published; what the one before it names stays until then.
+
+        A run that dies meanwhile leaves both pinned, for either checkpoint may be in force. The next one lets go.
+        """
+        coming = f"{self._name}-next"
+        pin(self._storage, coming, generation)
+        yield
         pin(self._storage, self._name, generation)
+        unpin(self._storage, coming)
 
     def sweep(self) -> None:
         """Delete the generations of this run that are superseded; pinned and current ones stay."""
         sweep(self._storage, keep_last=1, only_note=self._note)
-
-    def release(self) -> None:
-        """Give up the pin."""
-        unpin(self._storage, self._name)

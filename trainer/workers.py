@@ -1,5 +1,6 @@
 """[ray] Several training processes: each takes a share of every batch, and gradients are averaged."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from memory_store.errors import HmnError
 from memory_store.ray_session import ensure_ray
 from memory_store.storage import Storage
 from trainer.checkpoint import CheckpointInfo, newest_checkpoint
@@ -38,8 +40,11 @@ def average_gradients(dense: list[Tensor], rows: dict[str, tuple[Tensor, Tensor]
 
 
 def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, Any]:
-    """Train with `train.workers` processes; returns what the run directory says they did."""
-    from ray.train import ScalingConfig
+    """Train with `train.workers` processes; returns what the run directory says they did.
+
+    Raises what a worker raised, if it is an error of ours, as a run of one process does.
+    """
+    from ray.train import ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
     ensure_ray()
@@ -48,11 +53,26 @@ def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, An
         train_loop_config={"config": config, "found": found},
         scaling_config=ScalingConfig(num_workers=config.train.workers),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except WorkerGroupError as failed:
+        ours = _ours(failed.worker_failures)
+        if ours is None:
+            raise
+        raise ours from failed
     # Ray Train hands back metrics only with checkpoints of its own; ours are in the run directory.
     done = newest_checkpoint(Storage(config.run_dir))
     assert done is not None, "a run that ended has written its last checkpoint"
     return {"steps": done.step, "loss": last_loss(Path(config.run_dir)), "generation": done.generation}
+
+
+def _ours(failures: Mapping[int, Exception]) -> HmnError | None:
+    """The first error of ours that a worker ended with; the others then only miss their peer."""
+    for _, failure in sorted(failures.items()):
+        raised = getattr(failure, "_base_exc", failure)  # Ray's wrapper tells the traceback alone
+        if isinstance(raised, HmnError):
+            return raised
+    return None
 
 
 def _worker(payload: dict[str, Any]) -> None:

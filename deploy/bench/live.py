@@ -76,10 +76,12 @@ def run_live_bench(
     seconds: float,
     backend: str = "local",
     shards: int = 1,
+    rate: float = 20.0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> LiveFigures:
-    """Measure in an empty folder. seconds: how long searches are timed idle and under upserts."""
+    """Measure in an empty folder. seconds: how long searches are timed idle and under upserts; rate: how many of them
+    a second."""
     import numpy as np
     import pyarrow as pa
 
@@ -123,7 +125,8 @@ def run_live_bench(
         progress("live", 2, 6, note="upserted")
         queries_BD = rng.standard_normal((_QUERIES, dim), dtype=np.float32)
         queries_BD[0] = beacon_D
-        watched = [search_during(memory, queries_BD, "nothing else", lambda: time.sleep(seconds))]
+        search = partial(search_during, memory, queries_BD, rate=rate)
+        watched = [search("nothing else", lambda: time.sleep(seconds))]
 
         def trickle() -> None:
             """1,000 facts a second, as one commit each."""
@@ -135,12 +138,12 @@ def run_live_bench(
                 first += 1000
                 time.sleep(max(0.0, 1.0 - (time.monotonic() - began_s)))
 
-        watched.append(search_during(memory, queries_BD, "1,000 upserts a second", trickle))
+        watched.append(search("1,000 upserts a second", trickle))
         progress("live", 4, 6, note="searched")
         compaction: list[Any] = []
-        watched.append(search_during(memory, queries_BD, "a compaction", lambda: compaction.append(_compacted(memory))))
+        watched.append(search("a compaction", lambda: compaction.append(_compacted(memory))))
         progress("live", 5, 6, note="compacted")
-        watched.append(search_during(memory, queries_BD, "a re-embedding", lambda: memory.reindex(encode)))
+        watched.append(search("a re-embedding", lambda: memory.reindex(encode)))
         sweep(Storage(url))
     progress("live", 6, 6, note="re-embedded")
     rows, compaction_s = compaction[0]
@@ -182,10 +185,12 @@ def search_during(
     work: Callable[[], object],
     *,
     k: int = _K,
+    rate: float | None = None,
     is_wrong: Callable[[TopK], bool] = lambda answer: bool(answer.fact_ids_BK[0, 0] != 0),
 ) -> Searches:
-    """One searcher without a pause, from before the work begins until it has ended.
+    """One searcher, from before the work begins until it has ended: without a pause, or `rate` times a second.
 
+    At a rate, a search counts from when it was due: one that is held up holds up those that are due meanwhile.
     is_wrong: judges every answer; by default, fact 0 must be the first for the first query. An answer that leaves rows
     out, or is of an older generation than one before it, is wrong in any case.
     """
@@ -200,8 +205,13 @@ def search_during(
     def search() -> None:
         nonlocal failed, wrong
         newest = 0
+        due_s = time.monotonic()
         while not stop.is_set():
-            began_s = time.monotonic()
+            if rate is not None:
+                due_s += 1 / rate
+                if stop.wait(max(0.0, due_s - time.monotonic())) and times_s:
+                    break
+            began_s = time.monotonic() if rate is None else min(due_s, time.monotonic())
             try:
                 answer = memory.search(queries_BD, k)
             except HmnError:
@@ -244,11 +254,22 @@ def search_during(
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Of searching.")
 @click.option("--backend", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Shards of the memory.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0.1), default=20.0, show_default=True, help="Searches of 8 queries a second."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
 @click.pass_obj
 def command(
-    console: Console, facts: int, dim: int, upserted: int, seconds: float, backend: str, shards: int, seed: int
+    console: Console,
+    facts: int,
+    dim: int,
+    upserted: int,
+    seconds: float,
+    backend: str,
+    shards: int,
+    rate: float,
+    seed: int,
 ) -> int:
     """Time upserts, deletes, a compaction and a rebuild of one memory, and searches while they go on.
 
@@ -264,6 +285,7 @@ def command(
             seconds=seconds,
             backend=backend,
             shards=shards,
+            rate=rate,
             seed=seed,
             progress=console.progress,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bench.paper_cases import CASES, POOR, REFERENCE, Case
+from deploy.bench.paper_larger import LARGER, larger_rows
 from deploy.bench.paper_runs import TEST_K, TIMING, unpacked
 from trainer.metrics import wilson
 from trainer.report.svg import Series, line_chart, standalone
@@ -27,8 +28,9 @@ class Found:
     """The results that are there, by case, seed and index."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
-        self._lines = {(line["case"], line["seed"]): line for line in lines if line["case"] != TIMING}
+        self._lines = {(line["case"], line["seed"]): line for line in lines if line["case"] not in (TIMING, LARGER)}
         self.timing = next((line for line in lines if line["case"] == TIMING), None)
+        self.larger = [line for line in lines if line["case"] == LARGER]
         self.any = next(iter(self._lines.values()), None)
 
     def seeds(self, case: str) -> list[int]:
@@ -216,9 +218,18 @@ def results_page(found: Found, source: str, steps: int, command: str) -> str:
                 ],
             )
         )
+        parts.append(f"{found.timing['threads']} thread(s), {found.timing['repeats']} turns.\n")
+    if found.larger:
+        parts.append("## The same model over more facts\n")
         parts.append(
-            f"{found.timing['threads']} thread(s), {found.timing['repeats']} turns; with more facts see `hmn bench "
-            "step` and `hmn bench search`.\n"
+            _table(
+                ("facts", "index", "step, ms", "against exact", "of it search, ms", "against exact", "recall@10"),
+                larger_rows(found.larger, {name: case.shown for name, case in _BY_NAME.items()}),
+            )
+        )
+        parts.append(
+            "Processor time, by `--larger FILE` for each file of facts: steps of the trained model over the memory of "
+            "that file. Recall: of the exact ten best facts of validation questions.\n"
         )
     return "\n".join(part for part in parts if part)
 

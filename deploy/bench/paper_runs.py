@@ -36,7 +36,17 @@ from trainer.step import Optimizers, training_step
 
 # Q questions of the test split, B of a batch, K facts retrieved per question
 
-__all__ = ["TIMING", "Results", "packed", "run_case", "run_timing", "unpacked"]
+__all__ = [
+    "TIMING",
+    "Results",
+    "packed",
+    "recall_of",
+    "reference_run",
+    "run_case",
+    "run_timing",
+    "timed_ways",
+    "unpacked",
+]
 
 TEST_K = 10
 TIMING = "timing"
@@ -130,14 +140,19 @@ def _tested(folder: Path, indexes: Sequence[str], source: Source) -> Line:
             facts = len(memory)
         ids_QK = np.concatenate(found)
         exact_QK = ids_QK if exact_QK is None else exact_QK
-        both_QK = (ids_QK[:, :, None] == exact_QK[:, None, :]) & (ids_QK[:, :, None] >= 0)
         right_Q = gold_ranks(ids_QK, gold_QG) == 1
         tests[index] = {
             "accuracy": float(right_Q.mean()),
-            "recall_of_exact": float(both_QK.any(axis=2).sum() / (exact_QK >= 0).sum()),
+            "recall_of_exact": recall_of(ids_QK, exact_QK),
             "right": packed(right_Q),
         }
     return {"facts": facts, "questions": len(questions), "tests": tests}
+
+
+def recall_of(found_QK: NDArray[np.int64], exact_QK: NDArray[np.int64]) -> float:
+    """The share of the exact K best facts that were found."""
+    both_QK = (found_QK[:, :, None] == exact_QK[:, None, :]) & (found_QK[:, :, None] >= 0)
+    return float(both_QK.any(axis=2).sum() / (exact_QK >= 0).sum())
 
 
 def packed(right_Q: NDArray[np.bool_]) -> str:
@@ -163,19 +178,9 @@ def run_timing(
     median over the turns of a way's time against that of the reference. Learning goes on at a rate of next to nothing.
     """
     reference = next(case for case in CASES if case.name == REFERENCE)
-    folder = out / "runs" / f"{reference.name}-{seed}"
-    with ExitStack() as stack:
-        if not (folder / "run").exists():
-            stack.enter_context(
-                _trained(reference, source, folder, out, seed=seed, steps=steps, threads=threads, progress=progress)
-            )
+    with reference_run(source, out, seed=seed, steps=steps, threads=threads, progress=progress) as folder:
         ways = [case for case in CASES if not case.model]
-        memories = {
-            index: stack.enter_context(open_memory(str(folder / "memory"), index=index, recall_share=0))
-            for index in dict.fromkeys(case.index for case in ways)
-        }
-        times = _timed(folder, ways, memories, repeats, threads, progress)
-        facts = len(memories["exact"])
+        times, facts = timed_ways(folder, str(folder / "memory"), ways, repeats, threads, progress)
     return {
         "case": TIMING,
         "seed": seed,
@@ -184,8 +189,36 @@ def run_timing(
         "facts": facts,
         "threads": threads,
         "repeats": repeats,
-        "ways": {name: _summary(one, times[REFERENCE]) for name, one in times.items()},
+        "ways": times,
     }
+
+
+@contextmanager
+def reference_run(
+    source: Source, out: Path, *, seed: int, steps: int, threads: int, progress: Progress
+) -> Iterator[Path]:
+    """The folder with the run and the memory of the reference case; trained for this where `run_case` left none."""
+    reference = next(case for case in CASES if case.name == REFERENCE)
+    folder = out / "runs" / f"{REFERENCE}-{seed}"
+    if (folder / "run").exists():
+        yield folder
+        return
+    with _trained(reference, source, folder, out, seed=seed, steps=steps, threads=threads, progress=progress):
+        yield folder
+
+
+def timed_ways(
+    folder: Path, url: str, ways: Sequence[Case], repeats: int, threads: int, progress: Progress
+) -> tuple[dict[str, dict[str, float]], int]:
+    """(processor time by way; how many facts): steps of the run in this folder over the memory at url."""
+    with ExitStack() as stack:
+        memories = {
+            index: stack.enter_context(open_memory(url, index=index, recall_share=0))
+            for index in dict.fromkeys(case.index for case in ways)
+        }
+        times = _timed(folder, ways, memories, repeats, threads, progress)
+        facts = len(next(iter(memories.values())))
+    return {name: _summary(one, times[REFERENCE]) for name, one in times.items()}, facts
 
 
 def _timed(
@@ -195,7 +228,7 @@ def _timed(
     prepare_process(threads)
     workers = step_workers(threads)
     config, _, encoder = load_run(folder / "run")
-    data = _training_data(config)
+    data = _training_data(config, next(iter(memories.values())).url)
     optimizers = Optimizers(encoder.train(), replace(config.train, table_damping=0.0))
     sources = {index: EncodedFacts(memory, encoder) for index, memory in memories.items()}
     times: dict[str, dict[str, list[float]]] = {way.name: {"step": [], "search": []} for way in ways}
@@ -225,8 +258,8 @@ def _timed(
 _NOWHERE = Source(name="", questions="-", facts=())
 
 
-def _training_data(config: RunConfig) -> TrainingData:
-    storage = Storage(config.memory.url)
+def _training_data(config: RunConfig, url: str) -> TrainingData:
+    storage = Storage(url)
     manifest = read_manifest(storage)
     return TrainingData(
         Questions.of(read_questions(config.data.questions, "train")),

@@ -117,6 +117,11 @@ def _show(console: Console, found: ClusterStatus) -> None:
         ("memory", "shard", "state", "generation", "rows", "mapped", "process", "pid", "on"),
         [_shard(line, where) for line in found.shards],
     )
+    for memory in sorted({line.memory for line in found.shards if line.is_left_over}):
+        console.write(
+            f"{memory}: shards of another division are left over, as where a job that re-divided it was killed; "
+            "whoever opens it next ends them"
+        )
     # What belongs to one job is used by that job alone, whatever code it runs.
     for memory in sorted({line.memory for line in found.shards if line.memory and line.code and not line.same_code}):
         console.write(f"{memory} runs other code than this ({found.code}); jobs of this code are refused")

@@ -113,7 +113,7 @@ def command(
     settings = ServeSettings(
         source=located(source),
         limits=Limits(batch=batch, waiting=waiting, k=most_k, items=min(64, batch)),
-        access=Access.from_token(os.environ.get("HMN_TOKEN"), reads=token_for == "all"),
+        access=Access.from_token(os.environ.pop("HMN_TOKEN", None), reads=token_for == "all"),  # no child inherits it
         poll_s=poll_s,
     )
     local = not os.environ.get("RAY_ADDRESS")

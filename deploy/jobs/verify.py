@@ -34,8 +34,9 @@ __all__ = ["command"]
 def command(console: Console, url: str, current: bool, repair: bool, copies: tuple[str, ...]) -> None:
     """Read every byte of the memory at URL: checksums, ids, vectors, and what must hold between them.
 
-    With --repair, damaged and missing files are restored first, from this machine's cache of a remote memory, from
-    files of the same content, and from copies. Exit status 1 if anything is wrong, or still wrong.
+    Of a remote memory it reads what is there, and not what this machine's cache holds of it; damaged copies in the
+    cache are dropped. With --repair, damaged and missing files are restored first, from this machine's cache of a
+    remote memory, from files of the same content, and from copies. Exit status 1 if anything is wrong, or still wrong.
     """
     from memory_store.upkeep import verify_memory
 
@@ -64,6 +65,8 @@ def command(console: Console, url: str, current: bool, repair: bool, copies: tup
         {"ok": report.ok, "problems": report.problems, **vars(report), **repaired},
         lambda: _show(console, report),
     )
+    for path in report.dropped_copies:
+        console.say(f"dropped this machine's cached copy of {path}: damaged; it is fetched again when it is read")
     for problem in report.problems:
         console.say(f"error: {problem}")
     if not report.ok:

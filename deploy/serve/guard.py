@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from deploy.serve.failures import Refused, public
+from deploy.serve.failures import Refused, of_status, public
 from deploy.serve.settings import Access, Limits
 from memory_store.storage import redact
 
@@ -31,7 +31,10 @@ log = logging.getLogger("hmn.serve")
 
 
 class Guard:
-    """ASGI middleware. Reads the body itself, within size and time, before any route sees the request."""
+    """ASGI middleware. Reads the body itself, within size and time, before any route sees the request.
+
+    routes: every address there is, none with a parameter in it; nothing else reaches the application.
+    """
 
     def __init__(self, app: Any, *, access: Access, limits: Limits, routes: frozenset[str], observe: Observe) -> None:
         self._app = app
@@ -50,9 +53,13 @@ class Guard:
         began_s = time.perf_counter()
         answer = _Answer(send, request_id=uuid4().hex)
         scope.setdefault("state", {})["request_id"] = answer.request_id
+        address = _address(scope)
+        known = address in self._routes
         try:
-            self._admit(scope)
+            self._admit(scope, address)
             body = await self._body(scope, receive)
+            if not known:  # the router is more liberal: for it "/v1/facts\n" is /v1/facts, for which we ask the token
+                raise of_status(404)
             await self._app(scope, _replay(body, receive), answer.send)
         except Exception as error:  # noqa: BLE001  # whatever it was, the client gets a typed body and no trace
             refused = public(error)
@@ -60,14 +67,13 @@ class Guard:
                 log.error("request %s failed: %s", answer.request_id, describe(error))
             await answer.refuse(refused)
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            route = address if known else "other"
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._observe(route, method, answer.status or 499, time.perf_counter() - began_s)
 
-    def _admit(self, scope: Scope) -> None:
-        path = scope["path"]
-        writes = path in WRITES
-        if path in OPEN or not (writes or self._access.reads):
+    def _admit(self, scope: Scope, address: str) -> None:
+        writes = address in WRITES
+        if address in OPEN or not (writes or self._access.reads):
             return
         if self._access.digest is None:
             raise Refused("forbidden", "writing is switched off: the service was started without a token")
@@ -137,6 +143,12 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "-"
     return f"{type(error).__name__} at {place}: {redact(' '.join(str(error).split()))[:300]}"
+
+
+def _address(scope: Scope) -> str:
+    """The path below the prefix that the application is served under, as the router reads it."""
+    path, prefix = scope["path"], scope.get("root_path", "")
+    return str(path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path)
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

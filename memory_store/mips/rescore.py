@@ -1,19 +1,17 @@
 """The one true score of a row: its inner product with a query, in float64, summed in one fixed order."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
-from memory_store.mips.bounds import float32_error, scale_exponent
+from memory_store.mips.bounds import float32_error, round_down_float32, scale_exponent
 from memory_store.mips.encode import GROUP_ROWS
 from memory_store.mips.scratch import Scratch
 
 # D dimension, B queries, P pairs of a query and a row or a group of rows, p of them at once, g rows in a group
 
-__all__ = ["GroupScorer", "ScoredRows", "score_pairs"]
+__all__ = ["GroupScorer", "score_pairs"]
 
 _VALUES_AT_ONCE = 2**20  # few large steps: two workers that hand Python's lock to and fro lose more than a cache gains
 _SAFE_EXPONENT = 40  # norms within 2^+-40 can be multiplied in float32 as they are
@@ -45,17 +43,8 @@ def score_pairs(
     return scores_P
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoredRows:
-    """Pairs of a query and a row, with their true scores."""
-
-    query_P: NDArray[np.int64]
-    row_P: NDArray[np.int64]
-    score_P: NDArray[np.float64]
-
-
 class GroupScorer:
-    """Finds, in groups of rows, those that may reach a score: by float32 scores first, and their proven error."""
+    """Scores of whole groups of rows in float32, in units of each query, and what their proven error leaves open."""
 
     def __init__(
         self, vectors: ShardVectors, queries_BD: NDArray[np.float64], longest: float, scratch: Scratch
@@ -74,25 +63,17 @@ class GroupScorer:
         self._error_B = relative * longest * self._row_scale * np.linalg.norm(queries_BD / unit_B[:, None], axis=1)
         self._error_B += vectors.dim * 2.0**-110
 
-    def best(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], k: int) -> ScoredRows:
-        """All rows that may be among the k best in their query's groups.
+    def near_limit(self, kth_B: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of lower scores are not among the k best, given that k rows score kth_B or more."""
+        return round_down_float32(kth_B - 2 * self._error_B)
 
-        Every query has the same number of groups, its pairs stand together, and they hold at least k rows.
-        """
-        approximate_Pg = self._approximate(query_P, group_P)
-        batch = len(self._queries_BD)
-        kth_B = -np.partition(-approximate_Pg.reshape(batch, -1), k - 1, axis=1)[:, k - 1]
-        return self._score(query_P, group_P, approximate_Pg >= (kth_B - 2 * self._error_B)[query_P, None])
+    def true_floor(self, kth_B: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What the true scores of k rows reach, given that k rows score kth_B or more here."""
+        floor_B: NDArray[np.float64] = (kth_B - self._error_B) * self._unit_B
+        return floor_B
 
-    def reaching(
-        self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], floor_B: NDArray[np.float64]
-    ) -> ScoredRows:
-        """All rows of the groups that may reach their query's floor."""
-        approximate_Pg = self._approximate(query_P, group_P)
-        return self._score(query_P, group_P, approximate_Pg >= (floor_B / self._unit_B - self._error_B)[query_P, None])
-
-    def _approximate(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Scores of the rows of each group in float32, [P, g], in units of the query; -inf past the last row."""
+    def scores(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of the rows of each group with its query, [P, g]; -inf past the last row."""
         dim, num_rows = self._vectors.dim, self._vectors.num_rows
         order_P = np.argsort(group_P)  # rows that lie together are gathered together, whichever query asks
         ordered_group_P = group_P[order_P]
@@ -112,14 +93,9 @@ class GroupScorer:
             # One product of a matrix and a vector for each pair; torch's own way takes ten times as long.
             rows_pgD = gathered_nD.numpy().reshape(-1, GROUP_ROWS, dim)
             np.matmul(rows_pgD, query_pD.numpy()[:, :, None], out=ordered_Pg[part, :, None])
-        scores_Pg = np.empty(ordered_Pg.shape)
+        scores_Pg = np.empty_like(ordered_Pg)
         scores_Pg[order_P] = ordered_Pg
-        past_Pg = group_P[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS) >= num_rows
-        scores_Pg[past_Pg] = -np.inf
+        last, within = divmod(num_rows, GROUP_ROWS)
+        if within:
+            scores_Pg[group_P == last, within:] = -np.inf
         return scores_Pg
-
-    def _score(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], near_Pg: NDArray[np.bool_]) -> ScoredRows:
-        at_P, offset_P = np.nonzero(near_Pg)
-        near_query_P, row_P = query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P
-        score_P = score_pairs(self._vectors, row_P, self._queries_BD, near_query_P)
-        return ScoredRows(query_P=near_query_P, row_P=row_P, score_P=score_P)

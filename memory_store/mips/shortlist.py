@@ -1,6 +1,7 @@
 """From upper bounds to proven answers: which groups of rows may hold a top-k row, and what their rows truly score."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +10,12 @@ from numpy.typing import NDArray
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import round_down_float32
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS
-from memory_store.mips.rescore import GroupScorer, ScoredRows
+from memory_store.mips.rescore import GroupScorer, score_pairs
 from memory_store.mips.scratch import Scratch
-from memory_store.topk import NO_FACT, PartialTopK, merge
+from memory_store.topk import NO_FACT, PartialTopK
 
-# G groups of rows in a band, S bands, b queries, K slots, m groups per query, P pairs of a query and a group or row
+# G groups of rows in a band, S bands, b queries, q of them asked about, k slots, m groups per query,
+# P pairs of a query and a group or row, g rows in a group
 
 __all__ = ["GroupUpperBounds", "Settled", "best_of_pairs", "settle"]
 
@@ -29,8 +31,8 @@ class GroupUpperBounds:
     bands_Sb: NDArray[np.float32]
     unit_b: NDArray[np.float64]
 
-    def of_queries(self, wanted: slice | NDArray[np.bool_]) -> "GroupUpperBounds":
-        """The bounds of some of the queries; a view where they are a slice."""
+    def of_queries(self, wanted: slice) -> "GroupUpperBounds":
+        """The bounds of some of the queries; a view."""
         return GroupUpperBounds(
             bounds_SGb=self.bounds_SGb[:, :, wanted], bands_Sb=self.bands_Sb[:, wanted], unit_b=self.unit_b[wanted]
         )
@@ -58,30 +60,29 @@ def settle(
 ) -> Settled:
     """Turn the bounds of a scan into the top k, exactly, for queries that need at most about most_groups groups each.
 
-    First the k groups of the highest bounds are scored: their k-th best true score is a floor that the answer cannot
-    lie below. Then every group whose bound reaches the floor is scored too. What is left out lies below the floor.
+    First the k groups of the highest bounds are looked at in float32: their k-th best row, less the error of float32,
+    is a floor that the answer cannot lie below. Then every group whose bound reaches the floor is looked at too. What
+    is left out lies below the floor. The rows that may be among the k best are given their true scores, all at once.
 
     Where too many groups reach it, a few groups with wide bounds may have kept better ones out of the first k: then
-    more_groups groups are scored to raise the floor, once. longest: no row's norm exceeds it. The index holds at least
-    k + more_groups groups.
+    more_groups groups are looked at to raise the floor, once. longest: no row's norm exceeds it. The index holds at
+    least k + more_groups groups.
     """
     shortlist = _Shortlist(vectors, queries_bD, k, bounds, longest, scratch)
-    shortlist.score_first()
-    settled_b = shortlist.score_reaching(most_groups)
-    answer, looked_at_groups = shortlist.answer, shortlist.looked_at_groups
+    queries_q = np.arange(len(queries_bD))
+    shortlist.look_at_highest(k, queries_q)
+    settled_b = shortlist.look_at_reaching(most_groups, queries_q)
     if not settled_b.all():
-        left_b = ~settled_b
-        again = _Shortlist(vectors, queries_bD[left_b], k, bounds.of_queries(left_b), longest, scratch)
-        again.answer = _rows_of(answer, left_b)
-        again.score_highest(more_groups)
-        settled_b[left_b] = again.score_reaching(most_groups)
-        answer.fact_ids_BK[left_b], answer.scores_BK[left_b] = again.answer.fact_ids_BK, again.answer.scores_BK
-        looked_at_groups += again.looked_at_groups
-    return Settled(answer=answer, settled_b=settled_b, looked_at_rows=looked_at_groups * GROUP_ROWS)
+        left_q = np.flatnonzero(~settled_b)
+        shortlist.look_at_highest(more_groups, left_q)
+        settled_b |= shortlist.look_at_reaching(most_groups, left_q)
+    return Settled(
+        answer=shortlist.answer(), settled_b=settled_b, looked_at_rows=shortlist.looked_at_groups * GROUP_ROWS
+    )
 
 
 class _Shortlist:
-    """A batch of queries on the way to its answers: the best rows found so far, and the bounds of groups not scored."""
+    """A batch of queries on the way to its answers: the rows that may be in them, and the bounds of groups not seen."""
 
     def __init__(
         self,
@@ -92,63 +93,82 @@ class _Shortlist:
         longest: float,
         scratch: Scratch,
     ) -> None:
-        self.answer = PartialTopK(
-            fact_ids_BK=np.full((len(queries_bD), k), NO_FACT), scores_BK=np.full((len(queries_bD), k), -np.inf)
-        )
         self.looked_at_groups = 0
         self._batch, self._k = len(queries_bD), k
-        self._fact_ids_N = vectors.fact_ids_N
+        self._vectors = vectors
+        self._queries_bD = queries_bD
         self._bounds = bounds
         self._scorer = GroupScorer(vectors, queries_bD, longest, scratch)
+        self._best_bk = np.full((self._batch, k), -np.inf, dtype=np.float32)  # the best scores seen, in any order
+        self._near: list[_NearRows] = []
 
-    def score_first(self) -> None:
-        """Score the k groups of highest bounds, which sets the floor: the k-th best score so far."""
-        query_P, group_P = self._take_highest(self._k)
-        self._add(self._scorer.best(query_P, group_P, self._k))
+    def look_at_highest(self, count: int, queries_q: NDArray[np.int64]) -> None:
+        """Look at the `count` groups of highest bounds of each of these queries, which raises its floor."""
+        query_P, group_P = self._take_highest(count, queries_q)
+        score_Pg = self._scorer.scores(query_P, group_P)
+        seen_qx = np.concatenate([self._best_bk[queries_q], score_Pg.reshape(len(queries_q), -1)], axis=1)
+        self._best_bk[queries_q] = -np.partition(-seen_qx, self._k - 1, axis=1)[:, : self._k]
+        self._keep(query_P, group_P, score_Pg)
 
-    def score_highest(self, count: int) -> None:
-        """Score `count` more groups per query, of the highest bounds, to raise the floor."""
-        query_P, group_P = self._take_highest(count)
-        self._add(self._scorer.reaching(query_P, group_P, self._floor_b))
+    def look_at_reaching(self, most_groups: int, queries_q: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Look at every group whose bound reaches the floor of one of these queries [b].
 
-    def score_reaching(self, most_groups: int) -> NDArray[np.bool_]:
-        """Score every group whose bound reaches the floor; False for queries with more than most_groups of them."""
+        False for queries with more than most_groups of them, and for those that are not asked about.
+        """
         bounds = self._bounds
-        limit_b = round_down_float32(self._floor_b / bounds.unit_b)
+        settled_b = np.zeros(self._batch, dtype=np.bool_)
+        settled_b[queries_q] = True
+        floor_b = self._scorer.true_floor(self._best_bk.min(axis=1))
+        limit_b = np.where(settled_b, round_down_float32(floor_b / bounds.unit_b), np.float32(np.inf))
         band_P, banded_P = np.nonzero(bounds.bands_Sb >= limit_b)
-        settled_b: NDArray[np.bool_] = np.bincount(banded_P, minlength=self._batch) <= most_groups
+        settled_b &= np.bincount(banded_P, minlength=self._batch) <= most_groups
         band_P, banded_P = band_P[settled_b[banded_P]], banded_P[settled_b[banded_P]]
         at_P, offset_P = np.nonzero(bounds.bounds_SGb[band_P, :, banded_P] >= limit_b[banded_P, None])
         query_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
         settled_b &= np.bincount(query_P, minlength=self._batch) <= most_groups
         query_P, group_P = query_P[settled_b[query_P]], group_P[settled_b[query_P]]
-        self.looked_at_groups += len(group_P)
-        self._add(self._scorer.reaching(query_P, group_P, self._floor_b))
+        self._keep(query_P, group_P, self._scorer.scores(query_P, group_P))
         return settled_b
 
-    @property
-    def _floor_b(self) -> NDArray[np.float64]:
-        return self.answer.scores_BK[:, -1]
+    def answer(self) -> PartialTopK:
+        """The k best of the rows looked at, by their true scores."""
+        query_P, row_P, score_P = (np.concatenate(parts) for parts in zip(*self._near, strict=True))
+        # The k-th best by now lies higher than when most of the rows were kept.
+        order_P = np.lexsort((-score_P, query_P))
+        first_b = np.searchsorted(query_P[order_P], np.arange(self._batch))
+        kth_b = score_P[order_P[first_b + self._k - 1]]
+        near_P = score_P >= self._scorer.near_limit(kth_b)[query_P]
+        query_P, row_P = query_P[near_P], row_P[near_P]
+        true_P = score_pairs(self._vectors, row_P, self._queries_bD, query_P)
+        return best_of_pairs(query_P, self._vectors.fact_ids_N[row_P], true_P, batch=self._batch, k=self._k)
 
-    def _take_highest(self, m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(query, group) of the m groups of highest bound per query, which are then marked as scored."""
-        bounds_SGb, queries_b = self._bounds.bounds_SGb, np.arange(self._batch)
-        # They lie in the m bands of highest maximum. A band whose groups were scored keeps its maximum: still a bound.
+    def _keep(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], score_Pg: NDArray[np.float32]) -> None:
+        """Remember the rows that may be among the k best."""
+        limit_b = self._scorer.near_limit(self._best_bk.min(axis=1))
+        at_P, offset_P = np.nonzero(score_Pg >= limit_b[query_P, None])
+        self._near.append(_NearRows(query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P, score_Pg[at_P, offset_P]))
+        self.looked_at_groups += len(group_P)
+
+    def _take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(query, group) of the m groups of highest bound of each of these queries, which are then marked as seen."""
+        bounds_SGb, asked = self._bounds.bounds_SGb, len(queries_q)
+        # They lie in the m bands of highest maximum. A band whose groups were seen keeps its maximum: still a bound.
         width = min(m, len(bounds_SGb))
-        band_bs = torch.topk(torch.from_numpy(self._bounds.bands_Sb), width, dim=0).indices.numpy().T
-        members_bg = bounds_SGb[band_bs, :, queries_b[:, None]].reshape(self._batch, width * BAND_GROUPS)
-        member_bm = torch.topk(torch.from_numpy(members_bg), m, dim=1).indices.numpy()
-        band_bm, offset_bm = np.take_along_axis(band_bs, member_bm // BAND_GROUPS, axis=1), member_bm % BAND_GROUPS
-        bounds_SGb[band_bm, offset_bm, queries_b[:, None]] = -np.inf
-        self.looked_at_groups += member_bm.size
-        return np.repeat(queries_b, m), (band_bm * BAND_GROUPS + offset_bm).ravel()
+        bands_Sq = self._bounds.bands_Sb if asked == self._batch else self._bounds.bands_Sb[:, queries_q]
+        band_qs = torch.topk(torch.from_numpy(bands_Sq), width, dim=0).indices.numpy().T
+        members_qg = bounds_SGb[band_qs, :, queries_q[:, None]].reshape(asked, width * BAND_GROUPS)
+        member_qm = torch.topk(torch.from_numpy(members_qg), m, dim=1).indices.numpy()
+        band_qm, offset_qm = np.take_along_axis(band_qs, member_qm // BAND_GROUPS, axis=1), member_qm % BAND_GROUPS
+        bounds_SGb[band_qm, offset_qm, queries_q[:, None]] = -np.inf
+        return np.repeat(queries_q, m), (band_qm * BAND_GROUPS + offset_qm).ravel()
 
-    def _add(self, rows: ScoredRows) -> None:
-        if len(rows.row_P):
-            found = best_of_pairs(
-                rows.query_P, self._fact_ids_N[rows.row_P], rows.score_P, batch=self._batch, k=self._k
-            )
-            self.answer = merge([self.answer, found], self._k)
+
+class _NearRows(NamedTuple):
+    """Pairs of a query and a row that may be in its answer, with their scores in float32, in units of the query."""
+
+    query_P: NDArray[np.int64]
+    row_P: NDArray[np.int64]
+    score_P: NDArray[np.float32]
 
 
 def best_of_pairs(
@@ -165,7 +185,3 @@ def best_of_pairs(
     ids_BK[query_P[kept_P], slot_P[kept_P]] = fact_id_P[order_P[kept_P]]
     scores_BK[query_P[kept_P], slot_P[kept_P]] = score_P[order_P[kept_P]]
     return PartialTopK(fact_ids_BK=ids_BK, scores_BK=scores_BK)
-
-
-def _rows_of(answer: PartialTopK, wanted_B: NDArray[np.bool_]) -> PartialTopK:
-    return PartialTopK(fact_ids_BK=answer.fact_ids_BK[wanted_B], scores_BK=answer.scores_BK[wanted_B])

@@ -74,6 +74,15 @@ def test_the_error_that_a_library_wrapped_is_found(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "error: expected a number\n"
 
 
+@pytest.mark.parametrize("before", range(250, 300, 7))
+def test_a_password_is_hidden_wherever_a_long_message_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    monkeypatch.delenv("HMN_DEBUG", raising=False)
+    assert run(raising(ValueError(f"{'x' * before} s3://user:a-password-of-many-letters@bucket/kb")), []) == 1
+    assert "user" not in capsys.readouterr().err
+
+
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMN_DEBUG", "1")
     with pytest.raises(ValueError, match="a bug"):

@@ -69,9 +69,26 @@ def test_a_rerun_does_what_is_missing_and_the_page_shows_all_that_is_there(
     assert [path.name for path in (out / "runs").iterdir()] == ["k10-0"]
     page = (tmp_path / "page" / "results.md").read_text()
     assert "| full softmax | 1 |" in page
+    assert "over more facts" not in page
     assert "hmn bench paper --data DIR --seeds 1 --steps 10" in page
     for figure in re.findall(r"\]\((convergence[^)]+)\)", page):
         ElementTree.fromstring((tmp_path / "page" / figure).read_text())
+
+
+def test_the_steps_are_timed_over_more_facts_of_which_not_all_are_asked_about(data: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.tsv"
+    with gzip.open(data / "freebase-SQ.txt.gz", "rt", encoding="utf-8") as known:
+        held = known.read().splitlines()[:100]
+    more.write_text("\n".join(held + [f"x{number}\tmade/of\tx{number + 1}" for number in range(400)]) + "\n")
+    for _ in range(2):  # the second time, nothing is left to do
+        result = run_paper_bench(data, tmp_path / "out", steps=4, only=("k10",), larger=(more,), threads=1)
+    assert [line["case"] for line in result["results"]] == ["k10", "larger"]
+    line = result["results"][1]
+    assert line["facts"] == 500
+    assert set(line["ways"]) == {"k10", *(case.name for case in CASES if case.group == "search")}
+    assert line["ways"]["k10"]["recall"] == line["ways"]["k10"]["ratio"] == 1
+    assert all(0 <= way["recall"] <= 1 < way["step_cpu_ms"] for way in line["ways"].values())
+    assert "| 500 | K = 10 |" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_results_of_other_data_are_not_mixed_and_a_wrong_name_or_folder_is_said(data: Path, tmp_path: Path) -> None:

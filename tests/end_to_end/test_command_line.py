@@ -239,3 +239,37 @@ def test_a_fresh_fact_is_upserted_found_and_deleted_again_without_training(
     for arguments in (["reindex", "--memory", memory, "--model", trained], ["inspect", memory]):
         assert run(hmn, arguments) == 0
     assert run(hmn, ["verify", memory]) == 0
+
+
+def test_facts_upserted_by_another_process_while_a_run_trains_are_known_to_it_when_it_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_world(tmp_path)
+    settings = ["model.entity_dim=64", "model.feature_bits=14", "train.epochs=200", "train.refresh_every_steps=20"]
+    training = subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", "train", str(folder / "run.toml"), "--json"]
+        + [word for setting in settings for word in ("--set", setting)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    memory, trained = str(folder / "memory"), str(folder / "run")
+    strangers = ["zoe quill", "yusuf tanaka", "xenia brandt"]
+    rows = [
+        f"n{number}\t{name}\t{relation}\tt{number}\tThing {number}"
+        for number, name in enumerate(strangers)
+        for relation in ASKED
+    ]
+    (folder / "news.tsv").write_text("\n".join(rows) + "\n")
+    upsert = ["upsert", str(folder / "news.tsv"), "--memory", memory, "--model", trained, "--wait", "120"]
+    deadline_s = time.monotonic() + 120
+    while not (folder / "run" / "config.toml").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    written = asked(upsert, capsys)
+    out, shown = training.communicate(timeout=120)
+    assert training.returncode == 0, shown
+    assert json.loads(out)["generation"] > written["generation"], "the run embedded them anew"
+    questions = [(name, relation, ASKED[relation].format(name)) for name in strangers for relation in ASKED]
+    answers = asked(["ask", *(text for _, _, text in questions), "--run", trained], capsys)["answers"]
+    read = [(answer["facts"][0]["subject"], answer["facts"][0]["relation"]) for answer in answers]
+    assert read == [(name, relation) for name, relation, _ in questions]

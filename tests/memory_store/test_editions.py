@@ -1,11 +1,17 @@
 """Editions of a shared memory: one serves, one job at a time replaces it, the others learn of it."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from memory_store.editions import Edition, Editions
+from memory_store.editions import Edition, Editions, Running
+from memory_store.engine import Engine
+from memory_store.engine_source import SharedEngines
 from memory_store.errors import ReindexRunning, ShardsReplaced, ShardUnavailable, VersionMismatch
 
 FIRST = Edition(
@@ -117,3 +123,129 @@ def test_a_note_of_other_code_is_refused_by_name(board: Notes) -> None:
     board.create("kb", 1, b'{"code": "9.9+fff", "colour": "red"}')
     with pytest.raises(VersionMismatch, match=r"shared by 9\.9\+fff; .* `hmn cluster stop kb`"):
         Editions("kb", board).now()
+
+
+class Mark:
+    """Of a job that makes an edition; it goes with the job."""
+
+
+class Cluster:
+    """Shards in this process, by the tokens of their editions. dies: what happens instead of the start of some."""
+
+    def __init__(self, board: Notes) -> None:
+        self.board = board
+        self.running: list[str] = []
+        self.made: set[str] = set()
+        self.dies: dict[str, Callable[[], None]] = {}
+
+    def job(self, asked: Edition = FIRST) -> SharedEngines:
+        return SharedEngines(
+            editions=Editions("kb", self.board), asked=asked, start=self.start, running=self.look, mark=self.mark
+        )
+
+    def start(self, edition: Edition) -> Engine:
+        self.running += [edition.token] * (edition.shards - self.running.count(edition.token))
+        if edition.token in self.dies:
+            self.dies.pop(edition.token)()
+            raise ShardUnavailable("shard 0 of 2 did not start")
+        backend = SimpleNamespace(stop=partial(self.end, edition.token))
+        return Engine(cast(Any, SimpleNamespace()), cast(Any, backend), edition.index, edition)
+
+    def end(self, token: str) -> None:
+        self.running = [other for other in self.running if other != token]
+
+    def look(self) -> list[Running]:
+        return [
+            Running(actor=token, token=token, is_being_made=token in self.made, end=partial(self.end, token))
+            for token in self.running
+        ]
+
+    def mark(self, edition: Edition) -> object:
+        self.made.add(edition.token)
+        mark = Mark()
+        weakref.finalize(mark, self.made.discard, edition.token)
+        return mark
+
+
+def test_a_division_whose_maker_was_killed_is_ended_by_whoever_opens_next_and_that_of_a_living_one_is_not(
+    board: Notes,
+) -> None:
+    cluster = Cluster(board)
+    serving = cluster.job().first("exact", 2)
+    maker = cluster.job()
+    new = maker.beside(serving, "exact", 3)
+    assert new.edition is not None
+    assert cluster.job().first("exact", 2).edition == FIRST
+    assert cluster.running == [FIRST.token] * 2 + [new.edition.token] * 3, "it may take hours; its maker lives"
+    del maker  # killed
+    assert cluster.job().first("exact", 2).edition == FIRST
+    assert cluster.running == [FIRST.token] * 2
+
+
+def test_shards_that_were_replaced_by_a_job_that_was_killed_then_are_ended_by_whoever_follows(board: Notes) -> None:
+    cluster = Cluster(board)
+    follower = cluster.job()
+    serving = follower.first("exact", 2)
+    maker = cluster.job()
+    new = maker.beside(serving, "exact", 3)
+    maker.publish(new)
+    assert len(cluster.running) == 5, "who replaced them ends them, after its last call on them"
+    assert follower.newer(new) is None
+    del maker  # killed
+    found = follower.newer(serving)
+    assert found is not None
+    assert found.edition == new.edition
+    assert cluster.running == [found.edition.token] * 3
+
+
+def test_shards_that_no_note_names_end_with_their_maker_or_before_the_name_is_used_again(board: Notes) -> None:
+    cluster = Cluster(board)
+    maker = cluster.job()
+    new = maker.beside(cluster.job().first("exact", 2), "exact", 3)
+    Editions("kb", board).end()
+    cluster.end(FIRST.token)  # `hmn cluster stop` while they were made
+    with pytest.raises(ReindexRunning):
+        maker.publish(new)
+    maker.discard(new)
+    assert cluster.running == []
+    assert not cluster.made
+    cluster.running = ["of-a-job-that-was-killed"] * 3
+    assert cluster.job().first("exact", 2).edition == FIRST
+    assert cluster.running == [FIRST.token] * 2
+
+
+def test_a_division_that_cannot_be_started_leaves_nothing(board: Notes) -> None:
+    cluster = Cluster(board)
+    job = cluster.job()
+    serving = job.first("exact", 2)
+    start = cluster.start
+
+    def fails(edition: Edition) -> Engine:
+        start(edition)
+        raise ShardUnavailable("shard 2 of 3 did not start within 120 s")
+
+    failing = replace(job, start=fails)
+    with pytest.raises(ShardUnavailable, match="shard 2 of 3"):
+        failing.beside(serving, "exact", 3)
+    assert cluster.running == [FIRST.token] * 2
+    assert not cluster.made
+
+
+def test_a_job_that_opens_while_another_one_re_divides_gets_the_new_shards(board: Notes) -> None:
+    cluster = Cluster(board)
+    maker = cluster.job()
+    serving = maker.first("exact", 2)
+    new = maker.beside(serving, "exact", 3)
+
+    def replaced() -> None:
+        maker.publish(new)
+        cluster.end(FIRST.token)
+
+    cluster.dies = {FIRST.token: replaced}
+    assert cluster.job().first("exact", 2).edition == new.edition
+    cluster.dies = {cast(Edition, new.edition).token: lambda: None}
+    with pytest.raises(ShardUnavailable, match="did not start"):
+        cluster.job().first("exact", 2)
+    cluster.dies = {cast(Edition, new.edition).token: Editions("kb", board).end}
+    with pytest.raises(ShardUnavailable, match="did not start"):
+        cluster.job().first("exact", 2)

@@ -191,6 +191,19 @@ def test_a_memory_that_nobody_closes_lets_go_when_it_is_forgotten(history: Stora
     assert leases(history) == ()
 
 
+def test_a_memory_whose_shards_cannot_be_stopped_lets_go_all_the_same(
+    history: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        raise RuntimeError("the cluster is gone")
+
+    memory = open_memory(history.url)
+    monkeypatch.setattr(memory._engines.now.backend, "close", away)
+    with pytest.raises(RuntimeError, match="cluster is gone"):
+        memory.close()
+    assert leases(history) == ()
+
+
 def test_what_a_lease_says_is_plain(tmp_path: Path, write_memory: WriteMemory) -> None:
     storage = Storage(str(tmp_path))
     write_memory(storage, range(3))

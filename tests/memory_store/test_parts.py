@@ -206,8 +206,11 @@ class StaleStorage(Storage):
         self.forgotten: list[str] = []
 
     def open_input(self, path: str) -> pa.NativeFile:
-        data = super().open_input(path).read()
-        return pa.BufferReader(data if self.forgotten else bytes(len(data)))
+        return pa.BufferReader(self.cached_bytes(path))
+
+    def cached_bytes(self, path: str) -> bytes:
+        data = self.read_bytes(path)
+        return data if self.forgotten else bytes(len(data))
 
     def forget(self, path: str) -> None:
         self.forgotten.append(path)

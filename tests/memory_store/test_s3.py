@@ -13,9 +13,10 @@ import pyarrow as pa
 import pytest
 
 from memory_store import MemoryWriter, open_memory
-from memory_store.errors import GenerationConflict
+from memory_store.errors import CorruptFile, GenerationConflict
 from memory_store.leases import leases
 from memory_store.manifest import generations, manifest_path, read_manifest
+from memory_store.parts import open_part
 from memory_store.remote import _creates_exclusively
 from memory_store.repair import repair_memory
 from memory_store.storage import Storage
@@ -148,3 +149,52 @@ def test_a_part_that_the_bucket_lost_is_repaired_from_the_cache(storage: Storage
     assert Storage(storage.url).read_bytes(part.path)
     assert verify_memory(storage).ok
     assert storage.exists(manifest_path(1))
+
+
+def overwritten(storage: Storage, path: str) -> None:
+    """As many bytes as there were in the bucket, and one of them another."""
+    data = bytearray(storage.read_bytes(path))
+    data[-100] ^= 1
+    fsspec.filesystem("s3").pipe_file(f"{storage.url}/{path}", bytes(data))
+
+
+def test_verify_reads_what_the_bucket_holds_and_not_what_is_cached_of_it(storage: Storage, tmp_path: Path) -> None:
+    write(storage, list(range(6)))
+    part = read_manifest(storage).vectors[1]
+    for path in [part.path for part in read_manifest(storage).vectors]:
+        storage.open_input(path).close()
+    cached = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    overwritten(storage, part.path)
+    for _ in range(2):
+        (problem,) = verify_memory(storage).problems
+        assert f"{part.path}: expected checksum" in problem
+    assert sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file()) == sorted(cached), "none is added"
+    assert [file.source for file in repair_memory(storage).restored] == ["this machine's cache"]
+    report = verify_memory(storage)
+    assert report.ok
+    assert report.dropped_copies == ()
+
+
+def test_a_damaged_copy_in_the_cache_is_dropped_by_verify_which_says_so(storage: Storage, tmp_path: Path) -> None:
+    write(storage, list(range(6)))
+    part = read_manifest(storage).facts[0]
+    storage.open_input(part.path).close()
+    (cached,) = (tmp_path / "cache").rglob(part.path.partition("/")[2])
+    cached.write_bytes(cached.read_bytes()[:-1])
+    report = verify_memory(storage)
+    assert report.ok, "the bucket is sound"
+    assert report.dropped_copies == (part.path,)
+    assert not cached.exists()
+    assert verify_memory(storage).dropped_copies == ()
+
+
+def test_a_reader_that_finds_the_bucket_damaged_leaves_the_sound_copy_in_the_cache_to_the_repair(
+    storage: Storage,
+) -> None:
+    write(storage, list(range(6)))
+    part = read_manifest(storage).vectors[0]
+    storage.open_input(part.path).close()
+    fsspec.filesystem("s3").pipe_file(f"{storage.url}/{part.path}", b"short")
+    with pytest.raises(CorruptFile, match="found 5"):
+        open_part(storage, part)
+    assert [file.source for file in repair_memory(storage).restored] == ["this machine's cache"]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, MemoryNotFound
+from memory_store.leases import ReadLease
 from memory_store.manifest import (
     Manifest,
     ParentGeneration,
@@ -78,6 +79,22 @@ def test_a_sound_memory_verifies_and_every_byte_was_read_once(history: Storage) 
     assert report.bytes == sum(entry.bytes for folder in ("facts", "vectors") for entry in history.entries(folder))
     assert seen[-1] == (report.bytes, report.bytes)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+class SweptWhileRead(Storage):
+    """A sweep runs as the first part is opened."""
+
+    def open_stored(self, path: str) -> pa.NativeFile:
+        sweep(Storage(self.url))
+        return super().open_stored(path)
+
+
+def test_a_sweep_takes_nothing_from_under_a_verification(history: Storage) -> None:
+    report = verify_memory(SweptWhileRead(history.url))
+    assert report.problems == ()
+    assert [check.generation for check in report.generations] == [1, 2, 3]
+    assert sweep(history).generations == (1, 2)
+    assert history.list("leases") == []
 
 
 def test_current_only_reads_the_current_generation_only(history: Storage) -> None:
@@ -394,6 +411,22 @@ def test_a_generation_pinned_during_a_sweep_stays(history: Storage) -> None:
     sweep(BusyStorage(history.url, iter([lambda: pin(history, "late", 2)])))
     assert generations(history) == [2, 3]
     assert verify_memory(history).ok
+
+
+def test_a_generation_that_is_pinned_or_opened_at_the_moment_it_is_deleted_comes_back(history: Storage) -> None:
+    def opened() -> None:
+        reader.hold([1])
+        read_manifest(history, 1)  # as whoever opens it: the lease is there, and so is the generation
+
+    reader = ReadLease(history, renew_s=0)
+    for comes in (lambda: pin(history, "late", 1), opened):
+        report = sweep(BusyStorage(history.url, iter([comes])))
+        assert 1 not in report.generations
+        assert generations(history)[0] == 1
+        assert verify_memory(history).ok
+        unpin(history, "late")
+    reader.close()
+    assert sweep(history).generations == (1,)
 
 
 class StoppingStorage(Storage):

@@ -16,7 +16,7 @@ import torch
 from memory_store.errors import ConfigError, MemoryNotFound
 from memory_store.manifest import generations
 from memory_store.storage import Storage
-from memory_store.upkeep import pins, verify_memory
+from memory_store.upkeep import pins, sweep, verify_memory
 from trainer.ask import Answerer
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
@@ -24,7 +24,7 @@ from trainer.encoders.registry import make_encoder
 from trainer.evaluation import Evaluation, evaluate
 from trainer.loop import train
 from trainer.metrics import of_mean, read_metrics, wilson
-from trainer.run import load_run
+from trainer.run import load_run, open_run
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -163,6 +163,30 @@ def test_an_interrupted_run_resumes_to_the_result_of_an_undisturbed_one(
     assert train(stopped, resume=True).resumed_from == result.steps
 
 
+def test_a_run_that_dies_while_it_writes_a_checkpoint_keeps_what_the_one_in_force_names(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config()
+    import trainer.loop
+
+    original = trainer.loop.save_checkpoint
+
+    def dies(storage: Storage, *args: object, **kwargs: object) -> object:
+        if newest_checkpoint(storage) is not None:
+            raise KeyboardInterrupt
+        return original(storage, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer.loop, "save_checkpoint", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    sweep(config.memory.url)
+    with open_run(config.run_dir) as run:
+        assert run.memory.generation == run.checkpoint.generation
+    monkeypatch.setattr(trainer.loop, "save_checkpoint", original)
+    result = train(config, resume=True)
+    assert list(pins(Storage(config.memory.url)).values()) == [result.generation]
+
+
 SCRIPT = "import sys; from trainer.config import load_config; from trainer.loop import train; "
 SCRIPT += "train(load_config(sys.argv[1]), resume=True)"
 
@@ -188,7 +212,7 @@ def test_kill_9_at_any_instant_and_resume_gives_the_same_result_and_a_memory_tha
         assert awaited.exists()
     train(killed, resume=True)
     assert _facts_of(killed) == _facts_of(whole)
-    verify_memory(killed.memory.url)
+    assert verify_memory(killed.memory.url).ok
 
 
 def test_a_run_keeps_what_its_checkpoint_names_and_what_others_made_and_sweeps_the_rest(run_config: MakeConfig) -> None:

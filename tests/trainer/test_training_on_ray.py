@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from memory_store.errors import HmnError
 from memory_store.storage import Storage
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
@@ -60,3 +61,14 @@ def test_two_workers_learn_together(run_config: MakeConfig) -> None:
     result = train(config)
     assert result.steps == 6 * 15
     assert evaluate(config.run_dir).overall.path_accuracy >= 0.9
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_worker_meets_is_said_as_by_a_run_of_one(run_config: MakeConfig, tmp_path: Path) -> None:
+    sections = {"data": {"questions": str(tmp_path / "nowhere")}}
+    said = []
+    for workers in (1, 2):
+        with pytest.raises(HmnError) as failed:
+            train(run_config(f"run{workers}", train={"workers": workers}, **sections))
+        said.append((type(failed.value), str(failed.value)))
+    assert said[0] == said[1]

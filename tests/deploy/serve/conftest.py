@@ -177,9 +177,19 @@ Talk = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 @pytest.fixture
 def converse(engine: FakeEngine) -> Callable[..., Any]:
-    """Run a conversation with the application over the double; returns what it returns."""
+    """Run a conversation with the application over the double; returns what it returns.
 
-    def run(talk: Talk, *, limits: Limits | None = None, token: str | None = TOKEN, reads: bool = False) -> Any:
+    prefix: that the application is served under, with which all paths begin.
+    """
+
+    def run(
+        talk: Talk,
+        *,
+        limits: Limits | None = None,
+        token: str | None = TOKEN,
+        reads: bool = False,
+        prefix: str = "",
+    ) -> Any:
         settings = ServeSettings(
             source=Source(run_dir="unused"),
             limits=limits or Limits(),
@@ -189,7 +199,7 @@ def converse(engine: FakeEngine) -> Callable[..., Any]:
         app = make_app(engine, settings)
 
         async def all_of_it() -> Any:
-            transport = httpx.ASGITransport(app=app)
+            transport = httpx.ASGITransport(app=app, root_path=prefix)
             async with (
                 app.router.lifespan_context(app),
                 httpx.AsyncClient(transport=transport, base_url="http://service") as client,

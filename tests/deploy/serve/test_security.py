@@ -76,6 +76,36 @@ def test_a_service_without_a_token_refuses_every_write(converse: Converse, engin
     assert engine.writes == []
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/facts%0A", "/v1/refresh%0A", "/v1/facts/", "//v1/facts", "/V1/facts", "/v1/facts;"]
+)
+def test_no_other_spelling_of_an_address_goes_round_the_token(converse: Converse, engine: Any, path: str) -> None:
+    async def talk(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post(path, json={"delete": ["1"]})
+
+    assert_refused(converse(talk), 404)
+    assert_refused(converse(talk, reads=True), 401)
+    assert engine.generation == 3
+    assert engine.writes == []
+
+
+def test_under_a_prefix_the_same_addresses_need_the_token(converse: Converse, engine: Any) -> None:
+    async def talk(client: httpx.AsyncClient) -> list[int]:
+        right = {"authorization": f"Bearer {TOKEN}"}
+        replies = [
+            await client.post("/hmn/v1/facts", json={"delete": ["1"]}),
+            await client.post("/v1/facts", json={"delete": ["1"]}),
+            await client.get("/hmn/healthz"),
+            await client.post("/hmn/v1/ask", json={"text": "who"}),
+            await client.post("/hmn/v1/facts", json={"delete": ["1"]}, headers=right),
+        ]
+        return [reply.status_code for reply in replies]
+
+    assert converse(talk, prefix="/hmn") == [401, 401, 200, 200, 200]
+    assert len(engine.writes) == 1
+    assert converse(talk, prefix="/hmn", reads=True) == [401, 401, 200, 401, 200]
+
+
 def test_the_token_can_be_asked_for_everything_but_health(converse: Converse) -> None:
     async def talk(client: httpx.AsyncClient) -> list[int]:
         right = {"authorization": f"bearer  {TOKEN}"}

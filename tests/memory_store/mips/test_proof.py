@@ -10,6 +10,7 @@ from memory_store.mips.calibrate import PRECISIONS, is_sound, measured_plan
 from memory_store.mips.encode import GROUP_ROWS, encode
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.registry import build_index
+from memory_store.mips.rescore import GroupScorer
 from memory_store.mips.scan import BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
 from memory_store.mips.workers import Workers
@@ -69,6 +70,8 @@ def test_with_bounds_that_leave_the_margin_out_rows_would_be_lost(
         return QueryBounds(unit_B=unit_B, residual_weight_B=zero_B, norm_weight_B=zero_B)
 
     monkeypatch.setattr(bounds_module.QueryBounds, "of", classmethod(without_margin))
+    # The floor keeps a margin of its own, as wide as that of the scan in float32, and would make up for it.
+    monkeypatch.setattr(GroupScorer, "true_floor", lambda scorer, kth_B: kth_B.astype(np.float64) * scorer._unit_B)
     found = build_index(f"exact?scan={precision}", vectors).search(queries_BD, 10)
     expected = exhaustive_search(vectors.fact_ids_N, rows_ND, queries_BD, 10)
     assert not np.array_equal(found.fact_ids_BK, expected.fact_ids_BK)
@@ -93,6 +96,18 @@ def test_queries_too_close_for_float32_are_settled_in_float64(kinds, make_shard,
     queries_BD = np.abs(kinds["random"](rng, 9, 64))
     assert_exact(index, vectors, queries_BD, 10)
     assert index.counts.escalated == {precision: 9, "float32": 9}
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16", "float32"])
+def test_rows_that_float32_puts_in_the_wrong_order_are_ranked_in_float64(kinds, make_shard, assert_exact, precision):
+    rng = np.random.default_rng(2)
+    rows_ND, queries_BD = kinds["random"](rng, 6000, 64), kinds["random"](rng, 8, 64)
+    for number, query_D in enumerate(queries_BD):  # 25 rows each, closer to one another than float32 can tell
+        rows_ND[25 * number : 25 * (number + 1)] = query_D + np.float32(1e-7) * kinds["random"](rng, 25, 64)
+    vectors = make_shard(rng, rows_ND)
+    index = build_index(f"exact?scan={precision}", vectors, 2)
+    assert_exact(index, vectors, queries_BD, 10)
+    assert set(index.counts.escalated.values()) == {0}
 
 
 def test_only_the_queries_that_need_it_escalate(kinds, make_shard, assert_exact):
