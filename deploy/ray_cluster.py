@@ -1,7 +1,7 @@
 """[ray] What runs in a Ray cluster: its nodes, and the shards of every memory that is open in it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +10,15 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from memory_store.actors import NAMESPACE, named_shards
 from memory_store.code_version import code_version
+from memory_store.draining import drained_nodes, note_drained, take_back
+from memory_store.errors import ConfigError
+from memory_store.opening import open_shared
+from memory_store.progress import Progress, silent
 from memory_store.ray_session import ensure_ray
 from memory_store.shared import left_over_shards
 from memory_store.storage import redact
 
-__all__ = ["ClusterStatus", "NodeLine", "ShardLine", "read_cluster"]
+__all__ = ["ClusterStatus", "Drained", "NodeLine", "ShardLine", "drain_node", "give_back_node", "read_cluster"]
 
 ANSWER_S = 5.0  # in which shards say what they hold; one that loads or searches answers at once, on a thread of its own
 LEFT_OVER = "left over"
@@ -23,7 +27,7 @@ HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 
 @dataclass(frozen=True, kw_only=True)
 class NodeLine:
-    """One node. memory_bytes: what Ray may give to actors and tasks there."""
+    """One node. memory_bytes: what Ray may give to actors and tasks there. drained: it gets no more shards."""
 
     node: str
     address: str
@@ -32,6 +36,7 @@ class NodeLine:
     cpus: float
     gpus: float
     memory_bytes: int
+    drained: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +85,16 @@ def read_cluster(answer_s: float = ANSWER_S) -> ClusterStatus:
     """
     ensure_ray(join="auto")
     known = ray.nodes()  # type: ignore[no-untyped-call]  # ray leaves it untyped
-    nodes = sorted((_node(raw) for raw in known), key=lambda line: (not line.head, not line.alive, line.address))
+    drained = drained_nodes()
+    nodes = sorted(
+        (_node(raw, drained) for raw in known), key=lambda line: (not line.head, not line.alive, line.address)
+    )
     code = code_version()
     shards = _shards(code, answer_s)
     return ClusterStatus(code=code, nodes=tuple(nodes), shards=tuple(shards))
 
 
-def _node(raw: dict[str, Any]) -> NodeLine:
+def _node(raw: dict[str, Any], drained: Collection[str]) -> NodeLine:
     resources = raw["Resources"]
     return NodeLine(
         node=raw["NodeID"],
@@ -96,7 +104,69 @@ def _node(raw: dict[str, Any]) -> NodeLine:
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
         memory_bytes=int(resources.get("memory", 0)),
+        drained=raw["NodeID"] in drained,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drained:
+    """A node without shards of shared memories. moved: each memory that had some there, and how many.
+
+    left: shards that stay until their job ends or the node goes, because no other job may move them.
+    """
+
+    node: str
+    moved: dict[str, int]
+    left: int
+
+
+def drain_node(wanted: str, progress: Progress = silent) -> Drained:
+    """Move the shards of all shared memories off a node, while jobs use them, and have no job start others there.
+
+    wanted: the node's address, or the beginning of its id. The new shards are built on the other nodes, as many as
+    before, and verified; then all jobs go over to them in one step. A drain that failed halfway may be run again.
+    Raises ConfigError for a node that is not there or that has no other beside it, RayUnavailable, VersionMismatch.
+    """
+    found = read_cluster()
+    node = _one_node(found, wanted)
+    others = [line for line in found.nodes if line.alive and line.cpus and not line.drained and line.node != node.node]
+    if not others:
+        raise ConfigError(f"expected another node with CPUs to take the shards of {node.node[:8]}, found none; add one")
+    note_drained(node.node)  # first, so that none is started there meanwhile
+    there = _shards_on(found, node)
+    moved = {name: there.count(name) for name in sorted(set(there) - {""})}
+    for done, name in enumerate(moved):
+        progress("move shards", done, len(moved), unit="memories", note=name)
+        with open_shared(name) as memory:
+            memory.reindex(move=True)
+    if moved:
+        progress("move shards", len(moved), len(moved), unit="memories")
+    return Drained(node=node.node, moved=moved, left=_shards_on(read_cluster(), node).count(""))
+
+
+def give_back_node(wanted: str) -> str:
+    """Undo a drain: shards may be started on the node again. Returns its id. Raises ConfigError."""
+    node = _one_node(read_cluster(), wanted)
+    if not take_back(node.node):
+        raise ConfigError(f"expected a node that was drained, found {node.node[:8]}, which was not")
+    return node.node
+
+
+def _one_node(found: ClusterStatus, wanted: str) -> NodeLine:
+    nodes = [line for line in found.nodes if line.alive and wanted]
+    fitting = [line for line in nodes if line.address == wanted or line.node.startswith(wanted)]
+    if len(fitting) != 1:
+        known = ", ".join(f"{line.node[:8]} {line.address}" for line in nodes) or "none"
+        raise ConfigError(
+            f"expected the address of one node or the beginning of its id, found {wanted!r}, which fits "
+            f"{len(fitting) or 'none'} of: {known}; see `hmn cluster status`"
+        )
+    return fitting[0]
+
+
+def _shards_on(found: ClusterStatus, node: NodeLine) -> list[str]:
+    """The name of the memory of each shard on a node, "" for those of single jobs; not those that serve nobody."""
+    return [line.memory for line in found.shards if line.node == node.node and not line.is_left_over]
 
 
 def _shards(code: str, answer_s: float) -> Sequence[ShardLine]:

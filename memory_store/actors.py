@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from memory_store.backends import SharedAs
 from memory_store.calls import Call, CallFailed
 from memory_store.code_version import code_version
+from memory_store.draining import drained_nodes
 from memory_store.errors import ConfigError, HmnError, ShardUnavailable, VersionMismatch
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
@@ -215,10 +216,12 @@ def start_shards(configs: Sequence[ShardConfig], *, cpus: float, shared: SharedA
 def _nodes_in_turn(count: int) -> list[str | None]:
     """A node for each of so many shards, beginning anywhere: memories with few shards do not all share one node.
 
-    A node without CPUs, as the head of a large cluster often is, gets none while others have some.
+    A node without CPUs, as the head of a large cluster often is, gets none while others have some; nor does one that
+    was drained.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray leaves it untyped
-    nodes: list[str | None] = [*sorted(node["NodeID"] for node in alive if node["Resources"].get("CPU"))] or [None]
+    able = {node["NodeID"] for node in alive if node["Resources"].get("CPU")}
+    nodes: list[str | None] = [*sorted(able - drained_nodes() or able)] or [None]
     first = uuid4().int % len(nodes)
     return [nodes[(first + turn) % len(nodes)] for turn in range(count)]
 

@@ -289,6 +289,7 @@ class Memory:
         fingerprint: str | None = None,
         dtype: str | None = None,
         least_recall: float = 0.0,
+        move: bool = False,
     ) -> int:
         """Embed all facts anew, build another index, or divide the rows otherwise; returns the generation served.
 
@@ -296,7 +297,8 @@ class Memory:
         least_recall against brute force); then all shards switch in one step. Search and writes never stop, and what
         is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D]; fingerprint: its
         name, by which a run that was killed goes on and a memory that it embedded already, in that dtype, is left as it
-        is. dtype: of the new vectors as stored; by default as the memory has it. Raises ReindexRunning while
+        is. dtype: of the new vectors as stored; by default as the memory has it. move: start other shards even where
+        index and number stay, on the nodes that take shards now. Raises ReindexRunning while
         another one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index
         and a number of shards are this memory's: whoever opens it chooses their own.
         """
@@ -317,6 +319,7 @@ class Memory:
                 shards=shards,
                 served_index=engine.index,
                 served_shards=engine.shards,
+                move=move,
             )
             run_reindex(plan, MemoryReindex(self, encode, fingerprint, dtype, least_recall))
             return self.generation

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Mapping
 
 import ray
 
@@ -48,7 +49,18 @@ def ensure_ray(num_cpus: int | None = None, *, join: str | None = None) -> None:
         else:
             what = "a local Ray to start"
         said = redact(" ".join(str(error).split()))[:200]
-        raise RayUnavailable(f"expected {what}, found: {said}; `hmn doctor` says what is missing") from error
+        # Where somebody listens but does not let us in, Ray names the address alone; its reason is in C++ logs at best.
+        let_in = not (isinstance(error, ConnectionError) and error.__cause__ is not None)
+        advice = "" if let_in else f"{_token_advice(os.environ)}; "
+        raise RayUnavailable(f"expected {what}, found: {said}; {advice}`hmn doctor` says what is missing") from error
+
+
+def _token_advice(environment: Mapping[str, str]) -> str:
+    """What to look at if a cluster that is there does not let us in."""
+    mode = environment.get("RAY_AUTH_MODE")
+    if mode == "token":
+        return "a cluster refuses all tokens but its own: is this one the token of its head?"
+    return f"if the cluster asks for a token, set RAY_AUTH_MODE=token (it is {mode or 'not set'}) and give it the token"
 
 
 def _reach(address: str) -> None:

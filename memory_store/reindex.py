@@ -70,13 +70,14 @@ def plan_reindex(
     shards: int | None,
     served_index: str,
     served_shards: int,
+    move: bool = False,
 ) -> ReindexPlan:
-    """What has to be done; pure. None keeps what is served."""
+    """What has to be done; pure. None keeps what is served. move: other shards even if they are to be as these are."""
     wanted_index = served_index if index is None else index
     wanted_shards = served_shards if shards is None else shards
     return ReindexPlan(
         embed=embed,
-        rebuild=(wanted_index, wanted_shards) != (served_index, served_shards),
+        rebuild=move or (wanted_index, wanted_shards) != (served_index, served_shards),
         index=wanted_index,
         shards=wanted_shards,
     )

@@ -1,4 +1,4 @@
-"""`hmn cluster`: what runs in a Ray cluster, and an end to a memory that was left running there."""
+"""`hmn cluster`: what runs in a Ray cluster, an end to a memory that was left running there, and to a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deploy.options import examples, json_option
 from memory_store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deploy.ray_cluster import ClusterStatus, NodeLine, ShardLine
+    from deploy.ray_cluster import ClusterStatus, Drained, NodeLine, ShardLine
 
 __all__ = ["command"]
 
@@ -24,6 +24,7 @@ __all__ = ["command"]
         "hmn cluster status",
         "RAY_ADDRESS=10.0.0.1:6379 hmn cluster status --json",
         "hmn cluster stop geonames",
+        "hmn cluster drain 10.0.0.12",
     ),
 )
 def command() -> None:
@@ -65,6 +66,37 @@ def stop(console: Console, name: str) -> None:
     )
 
 
+@command.command("drain", epilog=examples("hmn cluster drain 10.0.0.12", "hmn cluster drain 9b7e44a0 --undo"))
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="The node stays: shards may be started there again.")
+@json_option
+@click.pass_obj
+def drain(console: Console, node: str, undo: bool) -> None:
+    """Move the shards of all shared memories off NODE, before it is taken away.
+
+    NODE is an address, or the beginning of an id, as `hmn cluster status` shows them. As many new shards are started on
+    the other nodes beside those that serve, and verified; then every job goes on with them, in one step and without a
+    failed search. No job starts a shard on NODE any more. Shards that belong to one job alone stay: they move when the
+    node goes, and the job waits for them meanwhile.
+    """
+    from deploy.ray_cluster import drain_node, give_back_node
+
+    if undo:
+        given_back = give_back_node(node)
+        console.result({"node": given_back, "drained": False}, lambda: console.write(f"{given_back[:8]} gets shards."))
+        return
+    found = drain_node(node, console.progress)
+    console.result(found, lambda: _show_drained(console, found))
+
+
+def _show_drained(console: Console, found: Drained) -> None:
+    for name, shards in found.moved.items():
+        console.write(f"{name}: moved {shards} shard{'s'[: shards > 1]} to other nodes")
+    if found.left:
+        console.write(f"{found.left} shard{'s'[: found.left > 1]} of single jobs stay until those end or the node goes")
+    console.write(f"{found.node[:8]} gets no more shards" + ("." if found.left else "; it can be taken away."))
+
+
 def _show(console: Console, found: ClusterStatus) -> None:
     alive = [line for line in found.nodes if line.alive]
     gone = len(found.nodes) - len(alive)
@@ -90,16 +122,15 @@ def _show(console: Console, found: ClusterStatus) -> None:
             f"{memory}: shards of another division are left over, as where a job that re-divided it was killed; "
             "whoever opens it next ends them"
         )
-    for memory in sorted({line.memory for line in found.shards if line.code and not line.same_code}):
-        console.write(
-            f"{memory or 'A memory of one job'} runs other code than this ({found.code}); jobs of this code are refused"
-        )
+    # What belongs to one job is used by that job alone, whatever code it runs.
+    for memory in sorted({line.memory for line in found.shards if line.memory and line.code and not line.same_code}):
+        console.write(f"{memory} runs other code than this ({found.code}); jobs of this code are refused")
 
 
 def _node(line: NodeLine, shards: list[ShardLine]) -> tuple[object, ...]:
     resident = sum(shard.resident_bytes for shard in shards)
     return (
-        f"{line.node[:8]}{' (head)' if line.head else ''}",
+        f"{line.node[:8]}{' (head)' if line.head else ''}{' (drained)' if line.drained else ''}",
         line.address,
         int(line.cpus),
         int(line.gpus),

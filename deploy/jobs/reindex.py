@@ -64,6 +64,7 @@ def command(
     --name the shards that jobs of the Ray cluster share are replaced in one step, while those jobs search on; each
     takes new vectors over at its next refresh, for its model must fit them.
     """
+    from memory_store.manifest import read_manifest
     from memory_store.reembed import reembed
     from memory_store.storage import Storage
 
@@ -80,8 +81,10 @@ def command(
             from trainer.run import load_run
 
             encode, fingerprint = make_embedder(run_dir), load_run(run_dir)[2].fingerprint()
+            before = read_manifest(Storage(url)).generation
             manifest = reembed(Storage(url), encode, fingerprint=fingerprint, progress=console.progress)
             data |= {"generation": manifest.generation, "facts": manifest.fact_count, "encoder": manifest.encoder}
+            data["embedded"] = manifest.generation != before
         if shared is not None:
             shared.reindex(encode, index, shards, fingerprint=fingerprint, least_recall=least_recall)
             stats = shared.stats()
@@ -111,7 +114,8 @@ def _open_shared(name: str, storage: Storage) -> Memory:
 def _show(console: Console, data: dict[str, Any], trial: Trial | None) -> None:
     rows: dict[str, object] = {"memory": f"{data['memory']}, generation {data['generation']}"}
     if "encoder" in data:
-        rows |= {"facts": data["facts"], "embedded by": data["encoder"]}
+        nothing = "" if data["embedded"] else " already; nothing to do"
+        rows |= {"facts": data["facts"], "embedded by": f"{data['encoder']}{nothing}"}
     if trial is not None:
         rows |= {
             "index": f"{trial.index} on {trial.shards} shard{'s'[: trial.shards > 1]}",

@@ -135,6 +135,7 @@ def test_jobs_reindex_the_memory_and_evaluate_the_run_of_another_job(head: Head,
     before = read_manifest(Storage(str(memory)))
     said = head.submit("reindex", "--memory", str(memory), "--model", str(run), "--index", "exact", "--json")
     assert f'"facts": {before.fact_count}' in said
+    assert '"embedded": false' in said
     assert read_manifest(Storage(str(memory))) == before, "it was embedded by this model already"
     head.submit("evaluate", str(run))
     found = json.loads((run / "evaluation-valid.json").read_text())

@@ -89,6 +89,7 @@ def test_a_plan_changes_what_differs_and_no_more() -> None:
     plan = partial(plan_reindex, served_index="exact", served_shards=2)
     assert plan(embed=False, index=None, shards=None).is_nothing
     assert plan(embed=False, index="exact", shards=2).is_nothing
+    assert plan(embed=False, index=None, shards=None, move=True).rebuild, "the same again, elsewhere"
     assert plan(embed=False, index=None, shards=3) == ReindexPlan(embed=False, rebuild=True, index="exact", shards=3)
     assert plan(embed=True, index=None, shards=None) == ReindexPlan(embed=True, rebuild=False, index="exact", shards=2)
 

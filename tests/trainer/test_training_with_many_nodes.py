@@ -16,7 +16,7 @@ import pytest
 
 from deploy.cli import hmn
 from deploy.entry import run
-from memory_store import MemoryWriter, open_memory
+from memory_store import MemoryWriter, open_memory, stop_memory
 from memory_store.errors import ShardUnavailable
 from memory_store.storage import Storage
 from trainer.checkpoint import newest_checkpoint
@@ -158,6 +158,38 @@ def test_a_node_that_is_added_takes_shards_at_the_next_reindex(
         memory.reindex(shards=len(nodes.workers) + 1)
         assert added in {line["node"] for line in status(capsys)["shards"]}
         np.testing.assert_array_equal(memory.search(queries_BD, 10).fact_ids_BK, before.fact_ids_BK)
+
+
+def test_a_node_that_is_drained_gives_its_shards_to_the_others_while_jobs_search_on(
+    nodes: Nodes, url: str, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries_BD = rng.standard_normal((4, DIM))
+    leaving, shards = min(nodes.workers), len(nodes.workers) + 1
+    with open_memory(url, shards=shards, backend="ray", name="leaving") as memory:
+        try:
+            before = memory.search(queries_BD, 10)
+            assert leaving in {line["node"] for line in status(capsys)["shards"]}
+            assert run(hmn, ["cluster", "drain", leaving[:12]]) == 0
+            said = capsys.readouterr().out
+            assert "leaving: moved 1 shard to other nodes" in said
+            assert "it can be taken away" in said
+            found = status(capsys)
+            assert [node["node"] for node in found["nodes"] if node["drained"]] == [leaving]
+            held = [line["node"] for line in found["shards"] if line["state"] == "serving"]
+            assert len(held) == shards
+            assert leaving not in held
+            np.testing.assert_array_equal(memory.search(queries_BD, 10).fact_ids_BK, before.fact_ids_BK)
+        finally:
+            stop_memory("leaving")
+    assert run(hmn, ["cluster", "drain", leaving, "--undo"]) == 0
+    assert not any(line["drained"] for line in status(capsys)["nodes"])
+
+
+def test_what_cannot_be_drained_is_refused(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(hmn, ["cluster", "drain", min(nodes.workers), "--undo"]) == 2
+    assert "expected a node that was drained" in capsys.readouterr().err
+    assert run(hmn, ["cluster", "drain", "none-such"]) == 2
+    assert "see `hmn cluster status`" in capsys.readouterr().err
 
 
 def test_a_shard_that_cannot_be_reached_for_a_while_is_reported_and_comes_back(
