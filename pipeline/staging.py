@@ -265,7 +265,8 @@ def _write_buckets(storage: Storage, path: str, table: pa.Table, bucket_N: NDArr
 
 
 def _read_bucket(storage: Storage, path: str, bucket: int) -> pa.RecordBatch:
-    return pa.ipc.open_file(storage.open_input(path)).get_batch(bucket)
+    # From the mapped bytes: through the file, Arrow's readers take four times as long, and there are buckets squared.
+    return pa.ipc.open_file(storage.open_input(path).read_buffer()).get_batch(bucket)
 
 
 def _gather(storage: Storage, job: Job, staged: Sequence[Staged], kind: str, bucket: int) -> pa.Table:

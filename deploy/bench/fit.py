@@ -1,10 +1,12 @@
-"""How a cost grows with size: power laws, and lines with a fixed part; pure."""
+"""How a cost grows with size: power laws, and what has a fixed part; pure."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Line", "PowerLaw", "fit_power_law", "law_beyond"]
+__all__ = ["Growth", "Line", "PowerLaw", "fit_growth", "fit_power_law", "law_beyond"]
+
+_SHARES = [0.0, *(step / 200 for step in range(1, 200))]  # of the least cost, that may be fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,20 @@ class PowerLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth:
+    """cost = fixed + factor * size ** exponent. worst: as of a PowerLaw."""
+
+    fixed: float
+    exponent: float
+    factor: float
+    worst: float
+
+    def at(self, size: float) -> float:
+        """The cost that the law gives for a size."""
+        return float(self.fixed + self.factor * size**self.exponent)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """cost = fixed + each * size."""
 
@@ -33,6 +49,24 @@ class Line:
     def at(self, size: float) -> float:
         """The cost that the line gives for a size."""
         return self.fixed + self.each * size
+
+
+def fit_growth(points: Sequence[tuple[float, float]]) -> Growth:
+    """Fit (size, cost) pairs of at least three different sizes: the fixed part that leaves the least deviation.
+
+    What a stage costs however little there is to do hides how it grows: a linear stage with a fixed part looks less
+    than linear, the more so the smaller the sizes. ValueError as fit_power_law, and for fewer sizes.
+    """
+    if len({size for size, _ in points}) < 3:
+        raise ValueError(f"expected at least three different sizes, found {sorted({size for size, _ in points})}")
+    least = min(cost for _, cost in points)
+    fits = []
+    for share in _SHARES:
+        fixed = share * least
+        law = fit_power_law([(size, cost - fixed) for size, cost in points])
+        one = Growth(fixed=fixed, exponent=law.exponent, factor=law.factor, worst=0.0)
+        fits.append(replace(one, worst=max(abs(cost / one.at(size) - 1) for size, cost in points)))
+    return min(fits, key=lambda fit: fit.worst)
 
 
 def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
