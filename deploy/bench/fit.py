@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 __all__ = ["Growth", "Line", "PowerLaw", "fit_growth", "fit_power_law", "law_beyond"]
 
+_HARDLY_FASTER = 1.3  # times the cost of an item at the size before
 _SHARES = [0.0, *(step / 200 for step in range(1, 200))]  # of the least cost, that may be fixed
 
 
@@ -73,8 +74,10 @@ def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
     """What leads on from the last two (size, cost) pairs, which it passes through; sizes ascend.
 
     A line, where it has a fixed part: most stages cost something to begin with and then the same for every item, and a
-    power law would take the first for a sign of the second growing slowly. A power law for what grows faster, and for
-    what the pair before says: that law is taken which would have told the last cost better from the two before it.
+    power law would take the first for a sign of the second growing slowly. A line without one, through the last alone,
+    for what grows hardly faster: so much comes of other work on the machine, and a power law would have it grow on. A
+    power law for what grows faster, and for what the pair before says: that law is taken which would have told the last
+    cost better from the two before it.
     """
     lines = [_line(*points[end - 2 : end]) for end in range(2, len(points) + 1)]
     line, law = lines[-1], fit_power_law(points[-2:])
@@ -89,11 +92,12 @@ def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
 
 
 def _line(one: tuple[float, float], two: tuple[float, float]) -> Line | None:
-    """Through both; None where that would have to cost less than nothing somewhere."""
+    """Through both, or nearly; None where that would have to cost less than nothing somewhere."""
     each = (two[1] - one[1]) / (two[0] - one[0])
     fixed = one[1] - each * one[0]
-    # What is left of a fixed part after rounding is none.
-    return Line(fixed=max(fixed, 0.0), each=each) if each > 0 and fixed >= -1e-9 * one[1] else None
+    if fixed < 0 and two[1] * one[0] <= _HARDLY_FASTER * one[1] * two[0]:
+        return Line(fixed=0.0, each=two[1] / two[0])
+    return Line(fixed=fixed, each=each) if each > 0 and fixed >= 0 else None
 
 
 def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:

@@ -15,6 +15,10 @@ from trainer.report.svg import Series, line_chart
 __all__ = ["Record", "exponents", "fill_page", "points_of", "predicted", "read_records", "tables", "write_charts"]
 
 _PER_FACT = ("ingest", "embed", "write", "re-index")  # their rate is what people ask for
+_ROOT = ("ivf search", "ivf search, one query", "training step", "search of a training step")
+"""Their time grows with the root of the facts, beside what is fixed: so do the lists of `ivf` and the rows in each."""
+_MEMORY_GROWTH = {"write": 0.0, "ingest": 0.0, "embed": 0.0, "ivf build": 0.5, "open, first time": 1.0, "re-index": 1.0}
+"""The power of the facts that the memory of a stage grows with. Others hold what one of these has made."""
 _CHARTS = {
     "building": ("ingest", "embed", "write", "re-index", "ivf build", "open, first time"),
     "searching": ("exact search", "exact search, one query", "ivf search", "ivf search, one query", "training step"),
@@ -69,10 +73,11 @@ def exponents(records: Sequence[Record], value: str = "cpu_s") -> dict[str, Powe
 
 def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str, value: str = "wall_s") -> dict[str, float]:
     """What each stage will cost for so many facts, by what was measured with this dimension and dtype, at one shard:
-    between the two measured sizes around it, or beyond them as the nearest lead on (see law_beyond).
+    between the two measured sizes around it, or beyond them as the nearest lead on (see law_beyond). Approximate search
+    grows with the root of the facts, and some stages take no more memory for more of them.
 
-    value: of a stage: wall_s, cpu_s (left out where it is not known), or peak_bytes. ConfigError where nothing of the
-    kind was measured at two sizes.
+    value: of a stage: wall_s, cpu_s (left out where it is not known), or peak_bytes (of building). ConfigError where
+    nothing of the kind was measured at two sizes.
     """
     alike = [record for record in records if (record.case["dim"], record.case["dtype"]) == (dim, dtype)]
     found = _led_on(alike, facts, value)
@@ -89,9 +94,12 @@ def _led_on(records: Sequence[Record], facts: int, value: str) -> dict[str, floa
     found = {}
     for stage in _stage_names(records):
         points = [(size, cost) for size, cost in points_of(records, stage, value) if cost > 0]
-        if len(points) > 1:
-            above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
-            found[stage] = law_beyond(points[: above + 1]).at(facts)
+        power = _MEMORY_GROWTH.get(stage) if value == "peak_bytes" else 0.5 if stage in _ROOT else 1.0
+        if len(points) < 2 or power is None:
+            continue
+        above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
+        leading = [(size**power, cost) for size, cost in points[: above + 1]]
+        found[stage] = law_beyond(leading).at(facts**power) if power else leading[-1][1]
     return found
 
 

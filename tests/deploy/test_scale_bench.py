@@ -164,6 +164,7 @@ def test_a_cost_leads_on_as_it_came() -> None:
     fixed = law_beyond([(10, 2.0), (100, 11.0)])
     assert (fixed.at(1000), fixed.at(1)) == (pytest.approx(101), pytest.approx(1.1)), "1 to begin with, 0.1 for each"
     assert law_beyond([(10, 1.0), (100, 200.0)]).at(1000) == pytest.approx(40_000), "faster than linear"
+    assert law_beyond([(10, 1.0), (100, 12.0)]).at(1000) == pytest.approx(120), "hardly faster"
     assert law_beyond([(10, 4.0), (100, 3.0)]).at(1000) == pytest.approx(2.25), "less and less"
     root = law_beyond([(1, 1.0), (100, 10.0), (10_000, 100.0)])
     assert root.at(10**6) == pytest.approx(1000), "a line through the first two would have told 991 for 100"
