@@ -35,7 +35,16 @@ from pipeline.features import FEATURES_VERSION
 from pipeline.plan import Plan, plan_ingest
 from pipeline.quarantine import write_quarantine
 from pipeline.sources.files import SEGMENT_BYTES
-from pipeline.staging import Reduced, Staged, look_up_names, reduce_bucket, rejected_rows, remove_staging, stage_piece
+from pipeline.staging import (
+    BucketFiles,
+    Reduced,
+    Staged,
+    look_up_names,
+    reduce_bucket,
+    rejected_rows,
+    remove_staging,
+    stage_piece,
+)
 from pipeline.work import check_backend, run_steps
 
 __all__ = ["ROWS_PER_PART", "IngestSummary", "ingest"]
@@ -148,8 +157,10 @@ class _Run:
             raise EmptyInput(f"there are no facts in {', '.join(plan.shown_inputs):.300}{where}")
         looked_up = any(receipt.names for receipt in staged) and any(receipt.requests for receipt in staged)
         if looked_up:
-            self.each_bucket(partial(look_up_names, plan.job, staged), "look up names")
-        receipts = self.each_bucket(partial(reduce_bucket, plan.job, staged, looked_up), "write facts")
+            files = BucketFiles(self.storage)
+            self.each_bucket(partial(look_up_names, plan.job, staged, files), "look up names")
+        files = BucketFiles(self.storage)
+        receipts = self.each_bucket(partial(reduce_bucket, plan.job, staged, files, looked_up), "write facts")
         parts = tuple(receipt.part for receipt in receipts if receipt.part)
         refuse_duplicates(self.storage, parts)
         manifest = self.commit(parts)

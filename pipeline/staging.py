@@ -29,6 +29,7 @@ from pipeline.sources.rows import Parsed
 
 __all__ = [
     "STAGING",
+    "BucketFiles",
     "Job",
     "Reduced",
     "Staged",
@@ -43,6 +44,7 @@ __all__ = [
 STAGING = "staging"
 """The folder of a memory in which ingests work; named <parent generation, 8 digits>-<ingest id> below."""
 
+_MOST_MAPPED = 16_384  # files: a process may have 65,530 mappings on Linux
 _REQUESTS_SCHEMA = pa.schema([("entity_id", pa.string()), ("bucket", pa.int32())])
 _SCHEMAS = {"triples": TRIPLES_SCHEMA, "names": NAMES_SCHEMA, "requests": _REQUESTS_SCHEMA}
 
@@ -112,14 +114,36 @@ def stage_piece(job: Job, piece: Piece) -> list[Staged]:
     return staged
 
 
-def look_up_names(job: Job, staged: Sequence[Staged], bucket: int) -> None:
+class BucketFiles:
+    """Staged files whose record batch number b is bucket b. Every bucket is read from all of them, so each stays open.
+
+    Opening maps the file, which takes forty times as long as reading a batch, and files times buckets grow as the
+    square of the facts. Of a mapped file no descriptor stays open.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._opened: dict[str, pa.RecordBatchFileReader] = {}
+
+    def read(self, path: str, bucket: int) -> pa.RecordBatch:
+        """The rows of a bucket."""
+        reader = self._opened.get(path)
+        if reader is None:
+            with self._storage.open_input(path) as file:
+                reader = pa.ipc.open_file(file.read_buffer())
+            if len(self._opened) < _MOST_MAPPED:
+                self._opened[path] = reader
+        return reader.get_batch(bucket)
+
+
+def look_up_names(job: Job, staged: Sequence[Staged], files: BucketFiles, bucket: int) -> None:
     """Names of the objects of one bucket, for the buckets of the subjects whose triples do not say them."""
     storage = Storage(job.url)
     path = _looked_up(job, bucket)
     if storage.exists(path):
         return
-    names = _gather(storage, job, staged, "names", bucket)
-    requests = _gather(storage, job, staged, "requests", bucket)
+    names = _gather(files, job, staged, "names", bucket)
+    requests = _gather(files, job, staged, "requests", bucket)
     at = pc.index_in(requests.column("entity_id").combine_chunks(), names.column("entity_id").combine_chunks())
     found = pc.is_valid(at)
     answers = pa.table(
@@ -129,7 +153,7 @@ def look_up_names(job: Job, staged: Sequence[Staged], bucket: int) -> None:
     _write_buckets(storage, path, answers, wanted_by, job.buckets)
 
 
-def reduce_bucket(job: Job, staged: Sequence[Staged], looked_up: bool, bucket: int) -> Reduced:
+def reduce_bucket(job: Job, staged: Sequence[Staged], files: BucketFiles, looked_up: bool, bucket: int) -> Reduced:
     """All facts of one bucket, written as one part."""
     storage = Storage(job.url)
     path = f"{job.folder}/reduced/{bucket:06d}.json"
@@ -138,13 +162,13 @@ def reduce_bucket(job: Job, staged: Sequence[Staged], looked_up: bool, bucket: i
         if done.part is None or (storage.exists(done.part.path) and storage.size(done.part.path) == done.part.bytes):
             return done
     known = [receipt for receipt in staged if receipt.source < job.known_sources]
-    triples_known = _gather(storage, job, known, "triples", bucket)
-    triples_new = _gather(storage, job, staged[len(known) :], "triples", bucket)
+    triples_known = _gather(files, job, known, "triples", bucket)
+    triples_new = _gather(files, job, staged[len(known) :], "triples", bucket)
     triples = pa.concat_tables([triples_known, triples_new])
     receipt = Reduced(part=None, subjects=0, read=0, new=0)
     if triples.num_rows:
-        names = _gather(storage, job, staged, "names", bucket)
-        answers = [_read_bucket(storage, _looked_up(job, other), bucket) for other in range(job.buckets) if looked_up]
+        names = _gather(files, job, staged, "names", bucket)
+        answers = [files.read(_looked_up(job, other), bucket) for other in range(job.buckets) if looked_up]
         grouped = group_facts(
             triples,
             names,
@@ -264,14 +288,10 @@ def _write_buckets(storage: Storage, path: str, table: pa.Table, bucket_N: NDArr
     storage.write_atomic(path, fill)
 
 
-def _read_bucket(storage: Storage, path: str, bucket: int) -> pa.RecordBatch:
-    return pa.ipc.open_file(storage.open_input(path)).get_batch(bucket)
-
-
-def _gather(storage: Storage, job: Job, staged: Sequence[Staged], kind: str, bucket: int) -> pa.Table:
+def _gather(files: BucketFiles, job: Job, staged: Sequence[Staged], kind: str, bucket: int) -> pa.Table:
     """The rows of one bucket from every segment, in order of reading."""
     paths = [f"{_stem(job, receipt)}.{kind}.arrow" for receipt in staged if getattr(receipt, kind)]
-    return pa.Table.from_batches([_read_bucket(storage, path, bucket) for path in paths], _SCHEMAS[kind])
+    return pa.Table.from_batches([files.read(path, bucket) for path in paths], _SCHEMAS[kind])
 
 
 def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:

@@ -1,10 +1,13 @@
-"""How a cost grows with size: power laws, and lines with a fixed part; pure."""
+"""How a cost grows with size: power laws, and what has a fixed part; pure."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Line", "PowerLaw", "fit_power_law", "law_beyond"]
+__all__ = ["Growth", "Line", "PowerLaw", "fit_growth", "fit_power_law", "law_beyond"]
+
+_HARDLY_FASTER = 1.3  # times the cost of an item at the size before
+_SHARES = [0.0, *(step / 200 for step in range(1, 200))]  # of the least cost, that may be fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,20 @@ class PowerLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth:
+    """cost = fixed + factor * size ** exponent. worst: as of a PowerLaw."""
+
+    fixed: float
+    exponent: float
+    factor: float
+    worst: float
+
+    def at(self, size: float) -> float:
+        """The cost that the law gives for a size."""
+        return float(self.fixed + self.factor * size**self.exponent)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """cost = fixed + each * size."""
 
@@ -35,12 +52,32 @@ class Line:
         return self.fixed + self.each * size
 
 
+def fit_growth(points: Sequence[tuple[float, float]]) -> Growth:
+    """Fit (size, cost) pairs of at least three different sizes: the fixed part that leaves the least deviation.
+
+    What a stage costs however little there is to do hides how it grows: a linear stage with a fixed part looks less
+    than linear, the more so the smaller the sizes. ValueError as fit_power_law, and for fewer sizes.
+    """
+    if len({size for size, _ in points}) < 3:
+        raise ValueError(f"expected at least three different sizes, found {sorted({size for size, _ in points})}")
+    least = min(cost for _, cost in points)
+    fits = []
+    for share in _SHARES:
+        fixed = share * least
+        law = fit_power_law([(size, cost - fixed) for size, cost in points])
+        one = Growth(fixed=fixed, exponent=law.exponent, factor=law.factor, worst=0.0)
+        fits.append(replace(one, worst=max(abs(cost / one.at(size) - 1) for size, cost in points)))
+    return min(fits, key=lambda fit: fit.worst)
+
+
 def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
     """What leads on from the last two (size, cost) pairs, which it passes through; sizes ascend.
 
     A line, where it has a fixed part: most stages cost something to begin with and then the same for every item, and a
-    power law would take the first for a sign of the second growing slowly. A power law for what grows faster, and for
-    what the pair before says: that law is taken which would have told the last cost better from the two before it.
+    power law would take the first for a sign of the second growing slowly. A line without one, through the last alone,
+    for what grows hardly faster: so much comes of other work on the machine, and a power law would have it grow on. A
+    power law for what grows faster, and for what the pair before says: that law is taken which would have told the last
+    cost better from the two before it.
     """
     lines = [_line(*points[end - 2 : end]) for end in range(2, len(points) + 1)]
     line, law = lines[-1], fit_power_law(points[-2:])
@@ -55,11 +92,12 @@ def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
 
 
 def _line(one: tuple[float, float], two: tuple[float, float]) -> Line | None:
-    """Through both; None where that would have to cost less than nothing somewhere."""
+    """Through both, or nearly; None where that would have to cost less than nothing somewhere."""
     each = (two[1] - one[1]) / (two[0] - one[0])
     fixed = one[1] - each * one[0]
-    # What is left of a fixed part after rounding is none.
-    return Line(fixed=max(fixed, 0.0), each=each) if each > 0 and fixed >= -1e-9 * one[1] else None
+    if fixed < 0 and two[1] * one[0] <= _HARDLY_FASTER * one[1] * two[0]:
+        return Line(fixed=0.0, each=two[1] / two[0])
+    return Line(fixed=fixed, each=each) if each > 0 and fixed >= 0 else None
 
 
 def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:

@@ -80,24 +80,30 @@ def reason_of(
     return "misread"
 
 
-def run_kb_bench(data: Path, run: Path, *, folder: Path, progress: Progress = silent) -> dict[str, Any]:
+def run_kb_bench(
+    data: Path, run: Path, *, folder: Path, grouping: str = "relation", progress: Progress = silent
+) -> dict[str, Any]:
     """Build both memories with the model of `run`, ask the validation questions of both, and compare.
 
     data: the folder with kb/ and simplequestions/. folder: where the memories are made; one that is there already is
-    not made again. Ingest and embed run in processes of their own. InputError when a file is missing.
+    not made again. grouping: of both, as `hmn ingest` takes it. Ingest and embed run in processes of their own.
+    InputError when a file is missing.
     """
     for needed in (WHOLE, SMALL, NAMES):
         if not (data / needed).is_file():
             raise InputError(f"expected {needed} in {data}, found no such file; name the folder with --data")
+    sources = {"whole": data / WHOLE, "small": data / SMALL}
+    memories = {name: folder / (name if grouping == "relation" else f"{name}-{grouping}") for name in sources}
     built = {}
-    for number, (name, source) in enumerate((("whole", WHOLE), ("small", SMALL))):
-        built[name] = _build(data / source, data / NAMES, folder / name, run)
-        progress("build", number + 1, 2, unit="memories")
-    first_answer_s = _first_answer_s(run, folder / "whole")
-    found = {name: _evaluate(run, folder / name, data / "simplequestions", progress) for name in ("small", "whole")}
-    lost, gained = _compared(found, folder / "whole")
+    for number, (name, source) in enumerate(sources.items()):
+        built[name] = _build(source, data / NAMES, memories[name], run, grouping)
+        progress("build", number + 1, len(sources), unit="memories")
+    first_answer_s = _first_answer_s(run, memories["whole"])
+    found = {name: _evaluate(run, memories[name], data / "simplequestions", progress) for name in ("small", "whole")}
+    lost, gained = _compared(found, memories["whole"])
     whole = built["whole"]
     return {
+        "grouping": grouping,
         "whole": asdict(whole),
         "small": asdict(built["small"]),
         "triples_per_second": whole.triples / whole.ingest_s,
@@ -111,15 +117,16 @@ def run_kb_bench(data: Path, run: Path, *, folder: Path, progress: Progress = si
     }
 
 
-def _build(source: Path, names: Path, memory: Path, run: Path) -> _Built:
+def _build(source: Path, names: Path, memory: Path, run: Path, grouping: str) -> _Built:
     record = memory.with_suffix(".json")
     if record.exists():
         return _Built(**json.loads(record.read_text(encoding="utf-8")))
     shutil.rmtree(memory, ignore_errors=True)
     began = time.monotonic()
-    ingest_peak = _hmn(["ingest", str(source), "--memory", str(memory), "--names", str(names), "--backend", "local"])
+    into = ["--memory", str(memory), "--backend", "local"]
+    ingest_peak = _hmn(["ingest", str(source), "--names", str(names), "--grouping", grouping, *into])
     ingested = time.monotonic()
-    embed_peak = _hmn(["embed", "--memory", str(memory), "--model", str(run), "--backend", "local"])
+    embed_peak = _hmn(["embed", "--model", str(run), *into])
     embedded = time.monotonic()
     from memory_store.manifest import read_manifest
     from memory_store.parts import scan_facts
@@ -217,24 +224,27 @@ def _compared(found: Mapping[str, Any], whole: Path) -> tuple[list[Lost], int]:
 
 
 def _gold_objects(memory: Path, lost: Sequence[Any]) -> list[list[str] | None]:
-    """What each gold fact leads to, by name or else by id; None where the memory does not hold the fact."""
+    """What each gold path leads to, by name or else by id; None where the memory does not hold the path."""
     import numpy as np
     import pyarrow as pa
 
     from memory_store.manifest import read_manifest
     from memory_store.parts import scan_facts
     from memory_store.storage import Storage
-    from pipeline.facts import fact_id_of
+    from pipeline.facts import fact_id_of, fact_ids
 
-    ids = [fact_id_of(one.gold_subject_id, one.gold_relation) for one in lost]
+    paths = [fact_id_of(one.gold_subject_id, one.gold_relation) for one in lost]
     storage = Storage(str(memory))
     held: dict[int, list[str]] = {}
-    for table in scan_facts(storage, read_manifest(storage), ["fact_id", "object_ids", "objects"]):
-        at = np.flatnonzero(np.isin(table["fact_id"].to_numpy(), ids))
-        for row in table.take(pa.array(at)).to_pylist():
+    for table in scan_facts(storage, read_manifest(storage), ["subject_id", "relation", "object_ids", "objects"]):
+        # By path, not by fact_id: where a fact is one triple, a path has many.
+        path_N = fact_ids(table["subject_id"].combine_chunks(), table["relation"].combine_chunks())
+        at = np.flatnonzero(np.isin(path_N, paths))
+        for path, row in zip(path_N[at].tolist(), table.take(pa.array(at)).to_pylist(), strict=True):
             named = row["objects"] or [None] * len(row["object_ids"])
-            held[row["fact_id"]] = [name or identity for name, identity in zip(named, row["object_ids"], strict=True)]
-    return [held.get(one) for one in ids]
+            names = [name or identity for name, identity in zip(named, row["object_ids"], strict=True)]
+            held.setdefault(path, []).extend(names)
+    return [held.get(path) for path in paths]
 
 
 def _plain(text: str) -> str:
@@ -246,6 +256,7 @@ def _plain(text: str) -> str:
     short_help="Three million real triples, from the raw file to the first answer.",
     epilog=examples(
         "hmn bench kb --data data --run runs/simplequestions",
+        "hmn bench kb --data data --run runs/simplequestions --grouping triple",
         "hmn bench kb --data data --run runs/simplequestions --folder memories/kb --json > kb.json",
     ),
 )
@@ -261,17 +272,24 @@ def _plain(text: str) -> str:
     required=True,
     help="A run trained on SimpleQuestions; its model embeds the facts.",
 )
+@click.option(
+    "--grouping",
+    type=click.Choice(["relation", "triple"]),
+    default="relation",
+    show_default=True,
+    help="One fact per subject and relation with all its objects, or one per triple.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the memories here; made once.")
 @json_option
 @click.pass_obj
-def command(console: Console, data: Path, run: Path, folder: Path | None) -> None:
+def command(console: Console, data: Path, run: Path, grouping: str, folder: Path | None) -> None:
     """Ingest and embed every triple of the file, ask the validation questions of SimpleQuestions, and compare with the
     memory freebase-FB500K: each question that is lost gets a reason.
     """
     work = folder or Path(tempfile.mkdtemp(prefix="hmn-kb-"))
     work.mkdir(parents=True, exist_ok=True)
     try:
-        result = run_kb_bench(data, run, folder=work, progress=console.progress)
+        result = run_kb_bench(data, run, folder=work, grouping=grouping, progress=console.progress)
     finally:
         if folder is None:
             shutil.rmtree(work, ignore_errors=True)

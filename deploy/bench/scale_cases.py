@@ -4,9 +4,10 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ BLOCK_ROWS = 2**18
 ROWS_PER_CLUSTER = 1000  # of the made vectors: more facts are more things to know, not more of the same
 NOISE = 0.5  # beside cluster centres whose values have variance 1
 CHECKED = 32  # queries whose recall is computed
-PROBES = (1, 4, 16, 64, 256)
+PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WANTED_RECALL = 0.95
 IVF = "ivf?levels=2"
 _TURNS = 5
+_MOST_TURNS, _TURNS_CPU_S = 3, 15.0  # of what builds something: again while all turns together took less
 _STEPS = 6
 _PAUSE_S = 0.3  # faiss's threads spin for a while after their work
 _CENTRES, _ROWS, _QUERIES = range(3)  # streams of random numbers
@@ -94,22 +96,41 @@ class _Stages:
             )
         )
 
+    def in_turns(
+        self, name: str, turn: Callable[[int], "_Seconds"], ready: Callable[[], object], **figures: float
+    ) -> None:
+        """`turn(number)`, which times itself, once, and again while that is short. ready: called before each.
+
+        The best turn counts, and the memory of the first. The first also pays for what a process does once, such as
+        getting its memory from the system: the figure first_turn_cpu_s, where there are others.
+        """
+        taken: list[_Seconds] = []
+        peaks: list[int] = []
+        while not taken or (len(taken) < _MOST_TURNS and sum(cpu_s for _, cpu_s in taken) < _TURNS_CPU_S):
+            ready()
+            with OwnMemory() as memory:
+                taken.append(turn(len(taken)))
+            peaks.append(memory.peak_bytes)
+        if len(taken) > 1:
+            figures["first_turn_cpu_s"] = taken[0][1]
+        self._best(name, taken, peaks[0], figures)
+
     def best_of(self, name: str, turns: int, work: Callable[[int], object], **figures: float) -> None:
         """Time `work(turn)` several times, once before to warm up; the best turn counts, as the least disturbed."""
         with OwnMemory() as memory:
             taken = [_timed(work, turn) for turn in range(turns + 1)][1:]
-        self.done.append(
-            Stage(
-                name=name,
-                wall_s=min(wall_s for wall_s, _ in taken),
-                cpu_s=min(cpu_s for _, cpu_s in taken),
-                peak_bytes=memory.peak_bytes,
-                figures=figures,
-            )
-        )
+        self._best(name, taken, memory.peak_bytes, figures)
+
+    def _best(self, name: str, taken: Sequence["_Seconds"], peak_bytes: int, figures: dict[str, float]) -> None:
+        wall_s, cpu_s = (min(seconds) for seconds in zip(*taken, strict=True))
+        self.done.append(Stage(name=name, wall_s=wall_s, cpu_s=cpu_s, peak_bytes=peak_bytes, figures=figures))
 
 
-def _timed(work: Callable[[int], object], turn: int) -> tuple[float, float]:
+_Seconds = tuple[float, float]
+"""Of the clock, of the processor."""
+
+
+def _timed(work: Callable[[int], object], turn: int) -> _Seconds:
     began_s, worked_s = time.perf_counter(), time.process_time()
     work(turn)
     return time.perf_counter() - began_s, time.process_time() - worked_s
@@ -152,17 +173,26 @@ def _blocks(case: Case) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]
 
 
 def _write(case: Case, folder: Path, stages: _Stages) -> None:
-    shutil.rmtree(folder / "vectors", ignore_errors=True)  # what a stopped run left
-    made_s = 0.0
-    with stages.measured("write") as figures:
-        with MemoryWriter(str(folder / "vectors"), dim=case.dim, dtype=case.dtype) as writer:
-            began_s = time.process_time()
-            for ids_n, block_nD in _blocks(case):
-                made_s += time.process_time() - began_s
-                writer.append(pa.table({"fact_id": ids_n}), block_nD)
-                began_s = time.process_time()
-        figures["making_cpu_s"] = made_s  # of the vectors, which nobody's memory has to do
-        figures["disk_bytes"] = _disk_bytes(folder / "vectors")
+    def write(_turn: int) -> _Seconds:
+        made: list[_Seconds] = []
+        blocks = _blocks(case)
+
+        def rest(_turn: int) -> None:
+            with MemoryWriter(str(folder / "vectors"), dim=case.dim, dtype=case.dtype) as writer:
+                while True:
+                    began_s, worked_s = time.perf_counter(), time.process_time()
+                    block = next(blocks, None)
+                    made.append((time.perf_counter() - began_s, time.process_time() - worked_s))
+                    if block is None:
+                        return
+                    writer.append(pa.table({"fact_id": block[0]}), block[1])
+
+        wall_s, cpu_s = _timed(rest, 0)
+        # The vectors are made as they are written; nobody's memory has to do that.
+        return wall_s - sum(wall_s for wall_s, _ in made), cpu_s - sum(cpu_s for _, cpu_s in made)
+
+    stages.in_turns("write", write, partial(shutil.rmtree, folder / "vectors", ignore_errors=True))
+    stages.done[-1].figures["disk_bytes"] = _disk_bytes(folder / "vectors")
 
 
 def _exact(case: Case, folder: Path, stages: _Stages) -> None:
@@ -278,14 +308,16 @@ def _ingest(case: Case, folder: Path, stages: _Stages) -> None:
     from deploy.bench.step_models import Generated
     from pipeline.ingest import ingest
 
-    shutil.rmtree(folder / "text", ignore_errors=True)
     triples, names = folder / "facts.tsv", folder / "names.tsv"
     Generated.write(case.facts, triples, names, seed=0)
     try:
-        with stages.measured("ingest") as figures:
-            ingest(str(triples), str(folder / "text"), names=str(names))
-        figures["source_bytes"] = float(triples.stat().st_size + names.stat().st_size)
-        figures["disk_bytes"] = _disk_bytes(folder / "text")
+        stages.in_turns(
+            "ingest",
+            partial(_timed, lambda _: ingest(str(triples), str(folder / "text"), names=str(names))),
+            partial(shutil.rmtree, folder / "text", ignore_errors=True),
+            source_bytes=float(triples.stat().st_size + names.stat().st_size),
+        )
+        stages.done[-1].figures["disk_bytes"] = _disk_bytes(folder / "text")
     finally:
         triples.unlink()
         names.unlink()
@@ -295,30 +327,38 @@ def _embed(case: Case, folder: Path, stages: _Stages) -> None:
     from memory_store.errors import HmnError
     from memory_store.manifest import read_manifest
     from memory_store.storage import Storage
+    from memory_store.upkeep import sweep
     from pipeline.embed import embed
+    from trainer.process import keep_freed_memory
     from trainer.refresh import FactEmbedder
 
-    encoder = _encoder(case, seed=0)
-    if read_manifest(Storage(str(folder / "text"))).vectors:
+    keep_freed_memory()  # as `hmn embed` does
+    encoder, url = _encoder(case, seed=0), str(folder / "text")
+    if read_manifest(Storage(url)).vectors:
         raise HmnError(f"the memory in {folder} is embedded already, by a run that was stopped; delete the folder")
-    with stages.measured("embed"):
-        embed(
-            str(folder / "text"),
-            lambda: FactEmbedder(encoder, remember=0),
-            fingerprint=encoder.fingerprint(),
-            dim=encoder.dim,
-        )
+
+    def work(turn: int) -> None:
+        fingerprint = f"{encoder.fingerprint()}-{turn}"  # by one and the same, nothing would be left to do
+        embed(url, lambda: FactEmbedder(encoder, remember=0), fingerprint=fingerprint, dim=encoder.dim)
+
+    swept = partial(sweep, Storage(url), keep_last=1)
+    stages.in_turns("embed", partial(_timed, work), swept, starting_cpu_s=time.process_time())
+    swept()
 
 
 def _reindex(case: Case, folder: Path, stages: _Stages) -> None:
     from memory_store.storage import Storage
     from memory_store.upkeep import sweep
+    from trainer.process import keep_freed_memory
     from trainer.refresh import FactEmbedder
 
-    encoder = _encoder(case, seed=1)
-    with open_memory(str(folder / "text"), case.shards, threads=_each(case)) as memory, stages.measured("re-index"):
-        memory.reindex(FactEmbedder(encoder, remember=0))
-    sweep(Storage(str(folder / "text")), keep_last=1)
+    keep_freed_memory()
+    encoder, url = _encoder(case, seed=1), str(folder / "text")
+    swept = partial(sweep, Storage(url), keep_last=1)
+    with open_memory(url, case.shards, threads=_each(case)) as memory:
+        work = partial(_timed, lambda _: memory.reindex(FactEmbedder(encoder, remember=0)))
+        stages.in_turns("re-index", work, swept)
+    swept()
 
 
 def _step(case: Case, folder: Path, stages: _Stages) -> None:
@@ -356,6 +396,9 @@ CASES: dict[str, tuple[Callable[[Case, Path, _Stages], None], str]] = {
 
 def run_case(case: Case, folder: Path) -> list[Stage]:
     """Run a case in this process; its prerequisites lie in the folder already."""
+    if CASES[case.kind][1] in ("write", "exact"):
+        from memory_store.mips import registry  # noqa: F401  # seconds of torch and faiss, which no stage is to bear
+    pa.array([0])  # imports pandas
     stages = _Stages()
     CASES[case.kind][0](case, folder, stages)
     return stages.done

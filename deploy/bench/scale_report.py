@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.bench.fit import PowerLaw, fit_power_law, law_beyond
+from deploy.bench.fit import PowerLaw, fit_growth, fit_power_law, law_beyond
 from deploy.console import duration, size
 from memory_store.errors import ConfigError
 from trainer.report.style import STYLE
@@ -15,6 +15,10 @@ from trainer.report.svg import Series, line_chart
 __all__ = ["Record", "exponents", "fill_page", "points_of", "predicted", "read_records", "tables", "write_charts"]
 
 _PER_FACT = ("ingest", "embed", "write", "re-index")  # their rate is what people ask for
+_ROOT = ("ivf search", "ivf search, one query", "training step", "search of a training step")
+"""Their time grows with the root of the facts, beside what is fixed: so do the lists of `ivf` and the rows in each."""
+_MEMORY_GROWTH = {"write": 0.0, "ingest": 0.0, "embed": 0.0, "ivf build": 0.5, "open, first time": 1.0, "re-index": 1.0}
+"""The power of the facts that the memory of a stage grows with. Others hold what one of these has made."""
 _CHARTS = {
     "building": ("ingest", "embed", "write", "re-index", "ivf build", "open, first time"),
     "searching": ("exact search", "exact search, one query", "ivf search", "ivf search, one query", "training step"),
@@ -46,13 +50,13 @@ def read_records(path: Path) -> list[Record]:
 
 
 def points_of(records: Iterable[Record], stage: str, value: str = "cpu_s") -> list[tuple[float, float]]:
-    """(facts, value) of a stage at one shard, by size; where the value is not known, the wall time."""
+    """(facts, value) of a stage at one shard, by size; where the value is not known there is none."""
     found = {
-        float(record.case["facts"]): float(one[value] if one[value] is not None else one["wall_s"])
+        float(record.case["facts"]): float(one[value])
         for record in records
         if record.case["shards"] == 1
         for one in record.stages
-        if one["name"] == stage
+        if one["name"] == stage and one[value] is not None
     }
     return sorted(found.items())
 
@@ -67,25 +71,35 @@ def exponents(records: Sequence[Record], value: str = "cpu_s") -> dict[str, Powe
     return laws
 
 
-def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str) -> dict[str, float]:
-    """Seconds that each stage will take for so many facts, by what was measured with this dimension and dtype, at one
-    shard: between the two measured sizes around it, or beyond them as the nearest lead on (see law_beyond).
+def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str, value: str = "wall_s") -> dict[str, float]:
+    """What each stage will cost for so many facts, by what was measured with this dimension and dtype, at one shard:
+    between the two measured sizes around it, or beyond them as the nearest lead on (see law_beyond). Approximate search
+    grows with the root of the facts, and some stages take no more memory for more of them.
 
-    ConfigError where nothing of the kind was measured at two sizes.
+    value: of a stage: wall_s, cpu_s (left out where it is not known), or peak_bytes (of building). ConfigError where
+    nothing of the kind was measured at two sizes.
     """
     alike = [record for record in records if (record.case["dim"], record.case["dtype"]) == (dim, dtype)]
-    found = {}
-    for stage in _stage_names(alike):
-        points = [(size, cost) for size, cost in points_of(alike, stage, "wall_s") if cost > 0]
-        if len(points) > 1:
-            above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
-            found[stage] = law_beyond(points[: above + 1]).at(facts)
+    found = _led_on(alike, facts, value)
     if not found:
         measured = sorted({f"{record.case['dim']} {record.case['dtype']}" for record in records})
         raise ConfigError(
             f"expected measurements of two sizes with D = {dim} and {dtype}, found {', '.join(measured) or 'none'}; "
             "make them with `hmn bench scale`"
         )
+    return found
+
+
+def _led_on(records: Sequence[Record], facts: int, value: str) -> dict[str, float]:
+    found = {}
+    for stage in _stage_names(records):
+        points = [(size, cost) for size, cost in points_of(records, stage, value) if cost > 0]
+        power = _MEMORY_GROWTH.get(stage) if value == "peak_bytes" else 0.5 if stage in _ROOT else 1.0
+        if len(points) < 2 or power is None:
+            continue
+        above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
+        leading = [(size**power, cost) for size, cost in points[: above + 1]]
+        found[stage] = law_beyond(leading).at(facts**power) if power else leading[-1][1]
     return found
 
 
@@ -100,11 +114,12 @@ def fill_page(text: str, made: Mapping[str, str]) -> str:
 
 
 def tables(records: Sequence[Record]) -> dict[str, str]:
-    """Markdown tables by name: cost by size, cost by shards, memory and disk."""
+    """Markdown tables by name: cost by size, cost by shards, memory and disk, and what a plan would have said."""
     made = {
         "time": _time_table(records),
         "shards": _shards_table(records),
         "memory": _memory_table(records),
+        "plan": _plan_table(records),
         "found": _figures_table(records),
     }
     return {name: table for name, table in made.items() if table}
@@ -155,11 +170,41 @@ def _time_table(records: Sequence[Record]) -> str:
         law = f"{laws[stage].exponent:.2f}" if stage in laws else ""
         points = points_of(records, stage)[-2:]
         end = f"{fit_power_law(points).exponent:.2f}" if len(points) > 1 and stage in laws else ""
+        growth = _growth(points_of(records, stage))
         largest = max(wall)
         rate = f"{largest / wall[largest]:,.0f} facts/s" if stage in _PER_FACT else ""
-        rows.append([stage, *cells, law, end, rate])
+        rows.append([stage, *cells, law, end, growth, rate])
     head = ["stage: wall (processor)", *(f"{facts:,} facts" for facts in sizes)]
-    return _markdown([*head, "exponent", "of the largest two", "rate at the largest"], rows)
+    exponent = ["exponent", "of the largest two", "beside a fixed part"]
+    return _markdown([*head, *exponent, "rate at the largest"], rows)
+
+
+def _growth(points: Sequence[tuple[float, float]]) -> str:
+    if len(points) < 3:
+        return ""
+    growth = fit_growth(points)
+    return f"{growth.exponent:.2f} ({_seconds(growth.fixed)})"
+
+
+def _plan_table(records: Sequence[Record]) -> str:
+    """What the smaller sizes say of the largest, and what it was."""
+    sizes = _sizes(records)
+    if len(sizes) < 3:
+        return ""
+    before = [record for record in records if record.case["facts"] < sizes[-1]]
+    shown = {"wall_s": _seconds, "cpu_s": _seconds, "peak_bytes": size}
+    told = {value: _led_on(before, sizes[-1], value) for value in shown}
+
+    def cell(stage: str, value: str) -> str:
+        found = dict(points_of(records, stage, value)).get(sizes[-1])
+        if found is None or stage not in told[value]:
+            return ""
+        text, said = shown[value], told[value][stage]
+        return f"{text(said)}, was {text(found)} ({said / found - 1:+.0%})"
+
+    rows = [[stage, *(cell(stage, value) for value in shown)] for stage in told["wall_s"]]
+    rows = [row for row in rows if any(row[1:])]
+    return _markdown([f"{sizes[-1]:,} facts", "wall", "processor", "memory"], rows) if rows else ""
 
 
 def _shards_table(records: Sequence[Record]) -> str:

@@ -74,10 +74,12 @@ def command(console: Console, url: str, run_dir: str, dtype: str | None, backend
 
 
 def make_embedder(run_dir: str) -> Encoder:
-    """The fact encoder of a run; each worker makes its own."""
+    """The fact encoder of a run; each worker makes its own, and keeps the memory that it needs for each part."""
+    from trainer.process import keep_freed_memory
     from trainer.refresh import FactEmbedder
     from trainer.run import load_run
 
+    keep_freed_memory()
     return FactEmbedder(load_run(run_dir)[2], remember=0)  # it sees every part once
 
 

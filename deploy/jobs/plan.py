@@ -39,7 +39,7 @@ __all__ = ["command"]
 @click.option(
     "--measured",
     type=click.Path(exists=True, dir_okay=False),
-    help="What `hmn bench scale` measured here: say the time of each step too.",
+    help="What `hmn bench scale` measured here: say the time and the memory of each step too.",
 )
 @json_option
 @click.pass_obj
@@ -80,19 +80,36 @@ def command(
         index=index,
         feature_bits=feature_bits,
     )
-    seconds: dict[str, float] = {}
+    steps: dict[str, dict[str, float]] = {}
     if measured is not None:
         from deploy.bench.scale_report import predicted, read_records
 
-        seconds = predicted(read_records(Path(measured)), int(facts), dim, dtype)
+        records = read_records(Path(measured))
+        steps = {
+            value: predicted(records, int(facts), dim, dtype, value) for value in ("wall_s", "cpu_s", "peak_bytes")
+        }
+    seconds = steps.get("wall_s", {})
 
     def show() -> None:
         _show(console, plan, machine)
         if seconds:
             console.write()
-            console.pairs({step: _in_time(value) for step, value in seconds.items()})
+            console.table(
+                ("step", "time", "of processors", "memory"),
+                [
+                    (
+                        step,
+                        _in_time(value),
+                        _in_time(steps["cpu_s"][step]) if step in steps["cpu_s"] else "",
+                        size(steps["peak_bytes"][step]) if step in steps["peak_bytes"] else "",
+                    )
+                    for step, value in seconds.items()
+                ],
+            )
 
-    console.result({"fits": not plan.problems, "machine": machine, **vars(plan), "seconds": seconds}, show)
+    console.result(
+        {"fits": not plan.problems, "machine": machine, **vars(plan), "seconds": seconds, "steps": steps}, show
+    )
     for problem in plan.problems:
         console.say(f"error: {problem}")
     if plan.problems:

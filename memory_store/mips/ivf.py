@@ -19,13 +19,13 @@ from memory_store.mips.workers import Workers
 
 # N rows, n rows in a sample or block, D dimension, L lists, P lists probed, b queries, C candidates, K slots
 
-__all__ = ["IvfSource", "build_ivf", "default_nlist", "ivf_bytes", "restore_ivf"]
+__all__ = ["IvfSource", "build_ivf", "default_nlist", "default_nprobe", "ivf_bytes", "restore_ivf"]
 
 KMEANS_POINTS = 39  # per centroid, below which k-means is not to be trusted (the bound that faiss warns at)
 _SAMPLED_POINTS = 64  # per centroid: more hardly moves the centroids
 _ROUNDS = 10
 _PROBED_SHARE = 64  # one list in so many is probed by default,
-_LEAST_PROBES = 16  # but at least so many
+_LEAST_PROBES, _MOST_PROBES = 16, 64  # but no fewer and no more than so many
 _SEED = 0
 
 
@@ -62,6 +62,12 @@ def default_nlist(rows: int) -> int:
     """Lists for so many rows: a power of two near 4 sqrt(rows), with enough rows per list to learn its centroid."""
     most = max(1, rows // KMEANS_POINTS)
     return int(2 ** min(round(math.log2(4 * math.sqrt(max(rows, 1)))), int(math.log2(most))))
+
+
+def default_nprobe(nlist: int) -> int:
+    """Lists probed of so many. A fixed share of the lists would be a fixed share of the rows, and a search as linear as
+    a scan; a fixed number of lists holds as many rows as the square root of all, as `default_nlist` divides them."""
+    return min(max(nlist // _PROBED_SHARE, _LEAST_PROBES), _MOST_PROBES, nlist)
 
 
 def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
@@ -118,4 +124,4 @@ def ivf_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
 
 def _lists_and_probes(spec: IndexSpec, rows: int) -> tuple[int, int]:
     nlist = min(whole_number(spec, "nlist", default_nlist(rows)), max(rows, 1))
-    return nlist, min(whole_number(spec, "nprobe", max(nlist // _PROBED_SHARE, _LEAST_PROBES)), nlist)
+    return nlist, min(whole_number(spec, "nprobe", default_nprobe(nlist)), nlist)

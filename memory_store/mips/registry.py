@@ -39,7 +39,7 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 exact=False,
                 options={
                     "nlist": "clusters; by default a power of two near 4 sqrt(rows)",
-                    "nprobe": "clusters scanned per query; by default one in 64, at least 16",
+                    "nprobe": "clusters scanned per query; by default one in 64, from 16 to 64 of them",
                     "levels": "1 (the default), or 2: clusters within clusters, much faster to build",
                     "reduction": _REDUCTION,
                     "codes": _CODES,

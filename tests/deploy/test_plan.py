@@ -4,7 +4,7 @@ import pytest
 
 from deploy.plan import GIB, Machine, plan_memory
 from memory_store.errors import ConfigError, UnknownIndex
-from memory_store.mips.ivf import KMEANS_POINTS, default_nlist
+from memory_store.mips.ivf import KMEANS_POINTS, default_nlist, default_nprobe
 from memory_store.mips.registry import INDEXES
 
 LAPTOP = Machine(cores=4, memory_bytes=16 * GIB, disk_bytes=100 * GIB)
@@ -50,6 +50,17 @@ def test_nlist_is_a_power_of_two_that_k_means_can_learn(rows: int) -> None:
     assert nlist >= 1
     assert nlist & (nlist - 1) == 0
     assert nlist == 1 or nlist * KMEANS_POINTS <= rows
+
+
+@pytest.mark.parametrize("rows", [1, 1_000, 10**5, 10**6, 10**7, 10**8, 10**9])
+def test_the_rows_that_ivf_scans_by_default_grow_as_the_root_of_all_from_a_million_on(rows: int) -> None:
+    def scanned(rows: int) -> float:
+        nlist = default_nlist(rows)
+        return rows * default_nprobe(nlist) / nlist
+
+    assert 1 <= default_nprobe(default_nlist(rows)) <= default_nlist(rows)
+    if rows >= 10**6:
+        assert scanned(100 * rows) <= 10 * scanned(rows) * 2**0.5 * 1.01, "lists come in powers of two"
 
 
 @pytest.mark.parametrize("wrong", [{"facts": 0}, {"dim": 0}, {"shards": 0}, {"dtype": "float8"}])

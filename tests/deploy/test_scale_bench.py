@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deploy.bench.fit import fit_power_law, law_beyond
+from deploy.bench.fit import fit_growth, fit_power_law, law_beyond
 from deploy.bench.scale import plan_cases, run_scale_bench
 from deploy.bench.scale_cases import CASES, Case, block_of, queries_of, run_case
 from deploy.bench.scale_report import (
@@ -44,6 +46,22 @@ def test_what_no_line_goes_through_is_refused(points: list[tuple[float, float]])
         fit_power_law(points)
 
 
+@given(exponent=st.floats(0.3, 1.5), factor=st.floats(1e-9, 1e3), share=st.floats(0, 0.9), decades=st.integers(3, 5))
+def test_what_grows_is_told_from_what_is_fixed(exponent: float, factor: float, share: float, decades: int) -> None:
+    sizes = [10.0**decade for decade in range(4, 4 + decades)]
+    least = factor * sizes[0] ** exponent
+    fixed = share / (1 - share) * least
+    growth = fit_growth([(size, fixed + factor * size**exponent) for size in sizes])
+    assert growth.exponent == pytest.approx(exponent, abs=0.02)
+    assert growth.fixed == pytest.approx(fixed, abs=0.02 * (fixed + least))
+    assert growth.worst < 0.02
+
+
+def test_two_sizes_do_not_tell_what_is_fixed() -> None:
+    with pytest.raises(ValueError, match="three different sizes"):
+        fit_growth([(1, 1), (2, 2), (2, 3)])
+
+
 def test_every_case_comes_after_what_it_needs_and_smaller_sizes_come_first() -> None:
     cases = plan_cases([1000, 10], [1, 2], list(CASES), threads=2, dim=8, dtype="float32")
     seen: set[tuple[object, object]] = set()
@@ -77,6 +95,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
         ["ivf build", "ivf open", "ivf search, one query", "ivf search"],
     ]
     assert records[2].stages[-1]["figures"]["recall"] >= 0.5
+    assert records[0].stages[0]["figures"]["first_turn_cpu_s"] > 0, "a short stage is measured in turns"
     lines = results.read_text().splitlines()
     assert len(lines) == 3
     results.write_text("\n".join([*lines, lines[0][:20]]) + "\n")  # a line that was cut off
@@ -112,9 +131,13 @@ def test_tables_and_charts_show_what_was_measured(tmp_path: Path) -> None:
     records = [made("embed", facts, 1, "embed", facts / 1e5) for facts in (10**5, 10**6, 10**7)]
     records += [made("exact", 10**6, shards, "exact search", None) for shards in (1, 2)]
     assert exponents(records)["embed"].exponent == pytest.approx(1)
-    assert points_of(records, "exact search") == [(1e6, 0.5)], "what other processes did has its wall time"
+    records.append(made("exact", 10**6, 1, "exact search, one query", 0.1))
+    assert points_of(records, "exact search", "wall_s") == [(1e6, 0.5)]
+    assert points_of(records, "exact search") == [], "the processor time of other processes is not known"
     shown = tables(records)
-    assert "| embed | 500.0 ms (1.0 s) | 500.0 ms (10.0 s) | 500.0 ms (1 min 40 s) | 1.00 |" in shown["time"]
+    assert "| embed | 500.0 ms (1.0 s) | 500.0 ms (10.0 s) | 500.0 ms (1 min 40 s) | 1.00 | 1.00 |" in shown["time"]
+    assert "| 1.00 (0.0 ms) |" in shown["time"]
+    assert "| embed | 500.0 ms, was 500.0 ms (+0%) | 1 min 40 s, was 1 min 40 s (+0%) | 2.0 KiB, was" in shown["plan"]
     assert "| exact search | 500.0 ms | 500.0 ms |" in shown["shards"]
     assert "1.0 MiB (2.0 KiB)" in shown["memory"]
     charts = write_charts(records, tmp_path)
@@ -141,6 +164,7 @@ def test_a_cost_leads_on_as_it_came() -> None:
     fixed = law_beyond([(10, 2.0), (100, 11.0)])
     assert (fixed.at(1000), fixed.at(1)) == (pytest.approx(101), pytest.approx(1.1)), "1 to begin with, 0.1 for each"
     assert law_beyond([(10, 1.0), (100, 200.0)]).at(1000) == pytest.approx(40_000), "faster than linear"
+    assert law_beyond([(10, 1.0), (100, 12.0)]).at(1000) == pytest.approx(120), "hardly faster"
     assert law_beyond([(10, 4.0), (100, 3.0)]).at(1000) == pytest.approx(2.25), "less and less"
     root = law_beyond([(1, 1.0), (100, 10.0), (10_000, 100.0)])
     assert root.at(10**6) == pytest.approx(1000), "a line through the first two would have told 991 for 100"

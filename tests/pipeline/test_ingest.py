@@ -24,7 +24,7 @@ from memory_store.manifest import Manifest, generations, read_manifest
 from memory_store.storage import Storage
 from memory_store.upkeep import verify_memory
 from pipeline import staging
-from pipeline.facts import fact_id_of
+from pipeline.facts import NAMES_SCHEMA, fact_id_of
 from pipeline.ingest import IngestSummary, ingest
 
 Write = Callable[[str, str | bytes], str]
@@ -379,3 +379,18 @@ def test_a_committed_generation_says_where_it_came_from(write: Write, memory: st
     ingest(path, memory)
     manifest: Manifest = read_manifest(Storage(memory))
     assert manifest.note == f"ingest of {path}"
+
+
+def test_every_bucket_is_read_from_each_staged_file_and_no_descriptor_stays_open(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    table = pa.table([[f"s{row}" for row in range(40)], [f"name {row}" for row in range(40)]], schema=NAMES_SCHEMA)
+    bucket_N = np.arange(40) % 4
+    paths = [f"{number}.arrow" for number in range(3)]
+    for path in paths:
+        staging._write_buckets(storage, path, table, bucket_N, 4)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    files = staging.BucketFiles(storage)
+    for bucket in (0, 1, 2, 3, 0):
+        for path in paths:
+            assert files.read(path, bucket).to_pylist() == table.filter(pa.array(bucket_N == bucket)).to_pylist()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
