@@ -88,7 +88,7 @@ def test_the_steps_are_timed_over_more_facts_of_which_not_all_are_asked_about(da
     assert set(line["ways"]) == {"k10", *(case.name for case in CASES if case.group == "search")}
     assert line["ways"]["k10"]["recall"] == line["ways"]["k10"]["ratio"] == 1
     assert all(0 <= way["recall"] <= 1 < way["step_cpu_ms"] for way in line["ways"].values())
-    assert "| 500 | K = 10 |" in (tmp_path / "out" / "results.md").read_text()
+    assert "| 500 | exact |" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_results_of_other_data_are_not_mixed_and_a_wrong_name_or_folder_is_said(data: Path, tmp_path: Path) -> None:
