@@ -11,6 +11,7 @@ import ray
 
 from deploy.checks import Check, Level
 from memory_store.ray_session import ensure_ray
+from memory_store.redaction import redact
 
 __all__ = ["check_ray"]
 
@@ -52,7 +53,10 @@ def check_ray(timeout_s: float = TIMEOUT_S) -> Check:
         return Check(name=name, level=Level.OK, found=f"an actor answered after {time.monotonic() - started_s:.1f} s")
     last = (said.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
     return Check(
-        name=name, level=Level.FAIL, found=last[:200], advice="`python -m deploy.ray_check` shows the whole story"
+        name=name,
+        level=Level.FAIL,
+        found=redact(last)[:200],
+        advice="`python -m deploy.ray_check` shows the whole story",
     )
 
 

@@ -5,15 +5,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
 from memory_store.errors import CorruptFile, HmnError
-from memory_store.manifest import this_author
+from memory_store.manifest import generations, read_manifest, this_author
 from memory_store.storage import Storage
 
-__all__ = ["LEASE_FOLDER", "LEASE_S", "SKEW_S", "Lease", "ReadLease", "leases"]
+__all__ = ["LEASE_FOLDER", "LEASE_S", "SKEW_S", "Lease", "ReadLease", "leased", "leases"]
 
 _log = logging.getLogger(__name__)
 
@@ -156,3 +157,18 @@ class ReadLease:
             if self._closed:  # what woke it
                 return
             self.renew()
+
+
+@contextmanager
+def leased(storage: Storage, *, current_only: bool = False) -> Iterator[Sequence[int]]:
+    """Every generation there is, or the current one, read until the end of the block. Raises MemoryNotFound."""
+    with closing(ReadLease(storage)) as lease:
+        there: list[int] = []
+        while not there:
+            chosen = generations(storage)[-1:] if current_only else generations(storage)
+            if not chosen:
+                read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+            lease.hold(chosen)
+            now = set(generations(storage))  # a sweep may have run before it could see the lease
+            there = [generation for generation in chosen if generation in now]
+        yield there

@@ -8,7 +8,8 @@ import xxhash
 
 from memory_store.errors import CorruptFile, HmnError
 from memory_store.index_names import INDEX_FOLDER
-from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
+from memory_store.leases import leased
+from memory_store.manifest import PART_FOLDERS, Manifest, Part, manifest_path, read_manifest
 from memory_store.manifest_format import from_bytes
 from memory_store.parts import is_part
 from memory_store.storage import Storage
@@ -52,8 +53,9 @@ def repair_memory(
     those that the manifest names. Vectors that are lost can be embedded again from their facts; facts cannot be made
     from anything. progress: called with (bytes read, bytes in all). Raises MemoryNotFound.
     """
-    repair = _Repair(_storage(url), [_storage(copy) for copy in copies])
-    return repair.run(progress)
+    storage = _storage(url)
+    with leased(storage) as known:  # a sweep meanwhile would look like damage
+        return _Repair(storage, [_storage(copy) for copy in copies]).run(known, progress)
 
 
 class _Repair:
@@ -63,8 +65,8 @@ class _Repair:
         self._restored: list[Restored] = []
         self._lost: list[str] = []
 
-    def run(self, progress: Callable[[int, int], None] | None) -> RepairReport:
-        manifests = self._manifests()
+    def run(self, known: Sequence[int], progress: Callable[[int, int], None] | None) -> RepairReport:
+        manifests = self._manifests(known)
         parts = {part.path: part for manifest in manifests for part in _parts_of(manifest)}
         total, done = sum(part.bytes for part in parts.values()), 0
         damaged = []
@@ -81,10 +83,7 @@ class _Repair:
             restored=tuple(self._restored), dropped=tuple(self._drop_damaged_indexes()), lost=tuple(self._lost)
         )
 
-    def _manifests(self) -> list[Manifest]:
-        known = generations(self._storage)
-        if not known:
-            read_manifest(self._storage)  # raises MemoryNotFound, which says what was found instead
+    def _manifests(self, known: Sequence[int]) -> list[Manifest]:
         found = []
         for generation in known:
             path = manifest_path(generation)

@@ -17,7 +17,7 @@ from memory_store.engine_source import SharedEngines
 from memory_store.errors import VersionMismatch
 from memory_store.ray_session import ensure_ray
 
-__all__ = ["RayBoard", "left_over_shards", "shared_engines", "shared_memories", "stop_named"]
+__all__ = ["RayBoard", "left_over_shards", "shared_engines", "shared_memories", "shared_names", "stop_named"]
 
 _SPACE = "hmn-editions"
 
@@ -101,10 +101,15 @@ def left_over_shards() -> set[str]:
     return left
 
 
+def shared_names() -> set[str]:
+    """What memories are shared by in the cluster, by code of whatever version."""
+    return {name for name, _ in RayBoard().notes()}
+
+
 def shared_memories() -> dict[str, Edition]:
     """Every memory that is shared in the cluster, by its name."""
     board = RayBoard()
-    found = {name: Editions(name, board).now() for name in sorted({name for name, _ in board.notes()})}
+    found = {name: Editions(name, board).now() for name in sorted(shared_names())}
     return {name: edition for name, edition in found.items() if edition is not None}
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile, HmnError, InvalidVectors
 from memory_store.ids import IdSet
-from memory_store.leases import ReadLease
-from memory_store.manifest import Manifest, Part, generations, read_manifest
+from memory_store.leases import leased
+from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.parts import (
     FACTS_SCHEMA,
     TOMBSTONES_SCHEMA,
@@ -83,15 +82,8 @@ def verify_memory(
     progress: called with (bytes read, bytes in all). Raises MemoryNotFound; everything else is in the report.
     """
     storage = url if isinstance(url, Storage) else Storage(url)
-    with closing(ReadLease(storage)) as lease:  # a sweep meanwhile would look like damage
-        while True:
-            chosen = generations(storage)[-1:] if current_only else generations(storage)
-            if not chosen:
-                read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
-            lease.hold(chosen)
-            there = set(generations(storage))  # a sweep may have run before it could see the lease
-            if still := [generation for generation in chosen if generation in there]:
-                return _verify(storage, still, progress)
+    with leased(storage, current_only=current_only) as chosen:  # a sweep meanwhile would look like damage
+        return _verify(storage, chosen, progress)
 
 
 def _verify(storage: Storage, chosen: Sequence[int], progress: Callable[[int, int], None] | None) -> VerifyReport:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from memory_store.storage import Storage
 from pipeline.features import FEATURES_VERSION, QuestionFeatures, question_features
 from pipeline.ingest import ingest
 from pipeline.sources.questions import read_questions
+from trainer.alone import training_alone
 from trainer.attention import KMipsAttention
 from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint, save_checkpoint
 from trainer.config import RunConfig, load_config, save_config
@@ -47,6 +49,7 @@ __all__ = ["RunResult", "train", "train_worker"]
 
 # A cluster takes a minute to miss a node and several to start another one: a run of hours had better wait for that.
 SHARD_DEADLINE_S = 600.0
+_PIN_CHARS = 180  # of a run's folder in the name of its pin, which may have 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,33 +74,34 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
     The run directory then holds config.toml, metrics.jsonl, the newest checkpoint and report.html; the memory is
     embedded by the trained model. resume: go on from the newest checkpoint, to exactly the result of a run that never
     stopped; without one, start. Raises ConfigError when the directory holds a run already and `resume` is not asked
-    for, or when it holds a run with other settings.
+    for, when it holds a run with other settings, or while another process trains in it.
     """
     started_s = time.monotonic()
     run_dir = Path(config.run_dir)
-    found = _claim(run_dir, config, resume)
-    record_environment(run_dir)
-    _prepare_memory(config, progress)
-    result: dict[str, Any] = {}
+    with training_alone(run_dir):
+        found = _claim(run_dir, config, resume)
+        record_environment(run_dir)
+        _prepare_memory(config, progress)
+        result: dict[str, Any] = {}
 
-    def worker(_: dict[str, Any]) -> None:
-        result.update(train_worker(config, found, progress))
+        def worker(_: dict[str, Any]) -> None:
+            result.update(train_worker(config, found, progress))
 
-    if config.train.workers == 1:
-        _run_here(worker)
-    else:
-        from trainer.workers import run_workers  # torch.distributed loads only where it is used
+        if config.train.workers == 1:
+            _run_here(worker)
+        else:
+            from trainer.workers import run_workers  # torch.distributed loads only where it is used
 
-        result = run_workers(config, found)
-    return RunResult(
-        run_dir=run_dir,
-        steps=result["steps"],
-        loss=result["loss"],
-        generation=result["generation"],
-        resumed_from=found.step if found else 0,
-        seconds=time.monotonic() - started_s,
-        report=_report(run_dir),
-    )
+            result = run_workers(config, found)
+        return RunResult(
+            run_dir=run_dir,
+            steps=result["steps"],
+            loss=result["loss"],
+            generation=result["generation"],
+            resumed_from=found.step if found else 0,
+            seconds=time.monotonic() - started_s,
+            report=_report(run_dir),
+        )
 
 
 def _report(run_dir: Path) -> Path | None:
@@ -120,7 +124,6 @@ def _claim(run_dir: Path, config: RunConfig, resume: bool) -> CheckpointInfo | N
     saved = run_dir / "config.toml"
     if found is not None and load_config(saved) != config:
         raise ConfigError(f"{run_dir} holds a run with other settings; resume it with {saved}, or name another run_dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, saved)
     return found
 
@@ -437,5 +440,5 @@ class _Run:
 def _pin_name(config: RunConfig) -> str:
     """Readable, and another one for every run directory: runs of one name must not take each other's pin."""
     folder = Path(config.run_dir).resolve()
-    plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in folder.name)
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name)[:_PIN_CHARS]
     return f"run-{plain or 'unnamed'}-{xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]}"

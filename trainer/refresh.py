@@ -38,6 +38,7 @@ class FactEmbedder:
         self._encoder = encoder
         self._remember = remember
         self._remembered: dict[str, FactFeatures] = {}
+        self._used: set[str] = set()  # since the last `forget_unused`
 
     def of(self, encoder: Encoder, member: int | None) -> "FactEmbedder":
         """The same facts, remembered once, by another encoder."""
@@ -55,10 +56,18 @@ class FactEmbedder:
         self._encoder.train(was_training)
         return fact_ND
 
+    def forget_unused(self) -> None:
+        """After all facts were embedded: forget parts that were not among them, which others replaced."""
+        if self._used:  # else nothing was embedded, as the memory was up to date
+            for key in self._remembered.keys() - self._used:
+                del self._remembered[key]
+            self._used.clear()
+
     def _features(self, facts: pa.Table) -> FactFeatures:
         if self._remember == 0:
             return FactFeatures.from_table(facts)
         key = _content(facts["features"])
+        self._used.add(key)
         if key not in self._remembered:
             features = FactFeatures.from_table(facts)
             if sum(map(len, self._remembered.values())) + len(features) > self._remember:
@@ -124,14 +133,16 @@ class Refresher:
         self._beside.shutdown(wait=True)
 
     def _embed(self, encoder: Encoder, embedder: FactEmbedder, member: int | None) -> int:
-        return embed(
+        done = embed(
             self._memory.url,
             lambda: embedder,
             fingerprint=encoder.fingerprint(member),
             dim=encoder.dim_of(member),
             dtype=self._dtype,
             note=self._note,
-        ).generation
+        )
+        embedder.forget_unused()
+        return done.generation
 
     def _serve(self, generation: int) -> int:
         self._memory.refresh(generation)

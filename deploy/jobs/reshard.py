@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploy.console import Console, size
 from deploy.entry import main
 from deploy.options import examples, json_option
+
+if TYPE_CHECKING:
+    from memory_store.memory import MemoryStats
 
 __all__ = ["command"]
 
@@ -33,25 +36,43 @@ def command(console: Console, memory: str, shards: int) -> None:
     tries the division out and says what each shard holds: whoever opens it chooses the number of shards.
     """
     names = _names_of(memory)
-    data: dict[str, Any] = {"memory": memory, "shards": shards, "names": names}
     if names:
-        from memory_store.opening import open_shared
-
-        for name in names:
-            with open_shared(name) as shared:
-                shared.reindex(shards=shards)
-                stats = shared.stats()
+        divided = _divide_anew(names, shards)
     else:
         from memory_store.opening import open_memory
 
         with open_memory(memory, shards) as tried:
-            stats = tried.stats()
-    data |= {
+            divided = [_division(None, tried.stats())]
+    data: dict[str, Any] = {"memory": memory, "shards": shards, "names": names, "divided": divided}
+    console.result(data, lambda: _show(console, data))
+
+
+def _divide_anew(names: list[str], shards: int) -> list[dict[str, Any]]:
+    """One name after the other; an error says which were done before it."""
+    from memory_store.errors import HmnError, ReindexFailed
+    from memory_store.opening import open_shared
+
+    done: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            with open_shared(name) as shared:
+                shared.reindex(shards=shards)
+                done.append(_division(name, shared.stats()))
+        except HmnError as error:
+            if not done:
+                raise
+            before = ", ".join(one["name"] for one in done)
+            raise ReindexFailed(f"{name}: {error}; divided among {shards} already: {before}") from error
+    return done
+
+
+def _division(name: str | None, stats: MemoryStats) -> dict[str, Any]:
+    return {
+        "name": name,
         "generation": stats.generation,
         "rows": [line.rows for line in stats.shards],
         "bytes": [line.bytes for line in stats.shards],
     }
-    console.result(data, lambda: _show(console, data))
 
 
 def _names_of(memory: str) -> list[str]:
@@ -90,20 +111,21 @@ def _names_of(memory: str) -> list[str]:
 
 def _show(console: Console, data: dict[str, Any]) -> None:
     shards = f"{data['shards']} shard{'s'[: data['shards'] > 1]}"
-    if data["names"]:
-        console.write(f"{', '.join(data['names'])}: serves generation {data['generation']} from {shards} now")
-    else:
+    if not data["names"]:
         console.write(
             f"No job shares {data['memory']} under a name, so nothing was changed; opened with {shards} "
             "(open_memory, memory.shards, hmn serve --shards) it is divided so:"
         )
-    console.table(
-        ("shard", "rows", "size"),
-        [
-            (number, rows, size(held))
-            for number, (rows, held) in enumerate(zip(data["rows"], data["bytes"], strict=True))
-        ],
-    )
+    for one in data["divided"]:
+        if one["name"] is not None:
+            console.write(f"{one['name']}: serves generation {one['generation']} from {shards} now")
+        console.table(
+            ("shard", "rows", "size"),
+            [
+                (number, rows, size(held))
+                for number, (rows, held) in enumerate(zip(one["rows"], one["bytes"], strict=True))
+            ],
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import closing
+from uuid import uuid4
 
 import click
 
@@ -97,7 +98,7 @@ def command(
     Questions that come at the same time are answered by one search. Newer generations and models of RUN are rolled out
     without a pause. A token in the environment variable HMN_TOKEN allows what changes something.
     """
-    from deploy.serve.settings import Access, Limits, ServeSettings, Source
+    from deploy.serve.settings import SHARED_PREFIX, Access, Limits, ServeSettings, Source
     from deploy.serve.source import located
 
     source = Source(
@@ -108,7 +109,7 @@ def command(
         shards=shards,
         shard_replicas=shard_replicas,
         partial=partial,
-        name=f"serve-{os.getpid()}" if replicas > 1 else None,
+        name=f"{SHARED_PREFIX}{uuid4().hex}" if replicas > 1 else None,
     )
     settings = ServeSettings(
         source=located(source),

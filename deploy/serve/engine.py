@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deploy.serve.failures import Refused
 from deploy.serve.rollout import Move, Rollout, Seen, Serving, decide
 from deploy.serve.settings import Source
-from deploy.serve.source import checkpoint_of, first_generation, pin_served, release_pin
+from deploy.serve.source import checkpoint_of, first_generation
 from deploy.serve.writing import Write, Written, write_facts
 from memory_store.errors import HmnError, UnknownFact
 from memory_store.manifest import read_manifest
@@ -151,7 +151,6 @@ class RunEngine:
         self._unreleased = False
         self._writes_held = 0
         self._status = self._describe(self._opened)
-        pin_served(self._storage, source.run_dir, generation)
         self.check()
 
     def ask(self, asked: Sequence[Asked]) -> Batch:
@@ -254,13 +253,11 @@ class RunEngine:
             if self._writes_held >= WRITES_HELD:
                 opened.memory.release_others()
                 self._writes_held = 0
-            pin_served(self._storage, self._source.run_dir, written.generation)
         self.check()
         return written
 
     def close(self) -> None:
         """Close the memory when the batch under way has ended."""
-        release_pin(self._storage, self._source.run_dir)
         self._opened.retire()
 
     def _decide(self) -> Rollout:
@@ -302,7 +299,6 @@ class RunEngine:
             before.retire()
             counted = replace(self._status, models_rolled_out=self._status.models_rolled_out + 1)
         self._status = counted
-        pin_served(self._storage, self._source.run_dir, rollout.generation)
         log.info("rolled out: %s, generation %d", rollout.move.value, rollout.generation)
         self.check()
 

@@ -10,9 +10,11 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from deploy.serve.app import make_app
+from deploy.serve.claim import Claim, ServiceRunning, end_left_over
 from deploy.serve.engine import RunEngine
 from deploy.serve.settings import ServeSettings
 from memory_store.errors import RayUnavailable
@@ -21,7 +23,8 @@ from memory_store.ray_session import ensure_ray
 
 __all__ = ["APP_NAME", "serve_run"]
 
-APP_NAME = "hmn"
+APP_NAME = "hmn"  # of a service that a Serve config describes
+COMMAND_APP_NAME = "hmn-serve"  # of one that `hmn serve` runs, and ends: never that of another
 HEALTH_CHECK_S = 60.0  # a replica that is slow because the machine is busy lives
 HEALTH_PERIOD_S = 1.0  # how long a replica may be dead before Ray notices, and starts the next one
 ROUTING_S = 5.0  # what a request may wait for a replica, beside what it may wait in one
@@ -46,9 +49,11 @@ def serve_run(
 ) -> None:
     """Serve until SIGINT or SIGTERM. started is called when requests are answered.
 
-    local: Ray was started for this alone and ends with it; else only the application is taken off the cluster.
+    local: Ray was started for this alone and ends with it; else only the application is taken off the cluster. Raises
+    ServiceRunning where something answers in that cluster already, which stays as it is.
     """
     ensure_ray()
+    claim = None if local else Claim(settings.source.run_dir)
     stop = threading.Event()
     place = ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -64,19 +69,30 @@ def serve_run(
             health_check_period_s=HEALTH_PERIOD_S,
             logging_config=quiet,
         )
-        serve.run(as_deployment(Replica).bind(settings), name=APP_NAME, route_prefix="/", logging_config=quiet)
+        application = as_deployment(Replica).bind(settings)
+        serve.run(application, name=COMMAND_APP_NAME, route_prefix="/", logging_config=quiet)
+        if claim is not None:  # by now no replica of a service that was killed is left
+            end_left_over(settings.source.name)
         for number in (signal.SIGINT, signal.SIGTERM):  # before this, Ctrl-C breaks off the start
             signal.signal(number, lambda *_: stop.set())
         started()
         stop.wait()
+    except RayServeException as error:
+        if "is being used by application" not in str(error):
+            raise
+        raise ServiceRunning(
+            "expected the address / to be free in this Ray cluster, found another application of Ray Serve there; see "
+            "`serve status`, and serve from another cluster"
+        ) from error
     finally:
-        if local:
+        if claim is None:
             serve.shutdown()  # type: ignore[no-untyped-call]  # ray leaves it untyped
             ray.shutdown()
         else:
-            serve.delete(APP_NAME)
+            serve.delete(COMMAND_APP_NAME)
             if settings.source.name is not None:
                 stop_memory(settings.source.name)
+            claim.release()
 
 
 def _start_front(place: ProxyLocation, host: str, port: int, quiet: LoggingConfig, *, timeout_s: float) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from memory_store.errors import ConfigError
 
-__all__ = ["Access", "Limits", "ServeSettings", "Source"]
+__all__ = ["SHARED_PREFIX", "Access", "Limits", "ServeSettings", "Source"]
 
 LEAST_TOKEN_CHARS = 16
+SHARED_PREFIX = "hmn-serve-"  # of the names by which the replicas of a service share its shards
 
 
 @dataclass(frozen=True, kw_only=True)

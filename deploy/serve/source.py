@@ -1,21 +1,15 @@
-"""Which generation of which memory a run is served from, and the pin that keeps it from being swept."""
+"""Which generation of which memory a run is served from."""
 
-import logging
-import re
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 from deploy.serve.settings import Source
-from memory_store.errors import ConfigError, HmnError, VersionMismatch
+from memory_store.errors import ConfigError, VersionMismatch
 from memory_store.manifest import read_manifest
-from memory_store.storage import Storage, redact
-from memory_store.upkeep import pin, unpin
+from memory_store.storage import Storage
 from trainer.checkpoint import CheckpointInfo, newest_checkpoint
 
-__all__ = ["checkpoint_of", "first_generation", "located", "pin_served", "release_pin"]
-
-log = logging.getLogger("hmn.serve")
+__all__ = ["checkpoint_of", "first_generation", "located"]
 
 
 def located(source: Source) -> Source:
@@ -55,23 +49,3 @@ def first_generation(storage: Storage, checkpoint: CheckpointInfo, source: Sourc
         f"expected facts embedded by this model ({checkpoint.fingerprint}), found {newest.encoder or 'no name'} in "
         f"generation {newest.generation} of {storage.shown}; run `hmn embed --model` with this run"
     )
-
-
-def pin_served(storage: Storage, run_dir: str, generation: int) -> None:
-    """Keep the served generation from being swept while it is served; a memory that is read-only needs no pin."""
-    try:
-        pin(storage, _pin_name(run_dir), generation)
-    except (HmnError, OSError) as error:
-        log.warning("generation %d is served without a pin: %s", generation, redact(str(error)))
-
-
-def release_pin(storage: Storage, run_dir: str) -> None:
-    """Let the generation go that was pinned; a pin that cannot be deleted is left to the next start."""
-    try:
-        unpin(storage, _pin_name(run_dir))
-    except (HmnError, OSError) as error:
-        log.warning("the pin of the service stays: %s", redact(str(error)))
-
-
-def _pin_name(run_dir: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=-]", "-", f"serve-{socket.gethostname()}-{Path(run_dir).name}")[:200]

@@ -2,7 +2,9 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from packaging.requirements import Requirement
 
 from deploy.checks import (
@@ -16,6 +18,7 @@ from deploy.checks import (
     usable_memory_bytes,
 )
 from deploy.checks import _check_package as check_package
+from deploy.ray_check import check_ray
 
 
 def test_every_dependency_of_the_project_is_checked_and_fits() -> None:
@@ -73,3 +76,11 @@ def test_token_authentication_without_a_token_is_a_warning(tmp_path: Path) -> No
     assert check_token({"RAY_AUTH_MODE": "token"}, tmp_path).level is Level.WARN
     assert check_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}, tmp_path).level is Level.OK
     assert check_token({}, tmp_path).level is Level.OK
+
+
+@pytest.mark.parametrize("before", range(150, 200, 7))
+def test_a_password_is_hidden_wherever_the_line_of_ray_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    said = f"{'x' * before} ray://user:a-password-of-many-letters@head:1"
+    process = SimpleNamespace(communicate=lambda timeout: (said, None), returncode=1)
+    monkeypatch.setattr("deploy.ray_check.subprocess.Popen", lambda *_, **__: process)
+    assert "user" not in check_ray().found

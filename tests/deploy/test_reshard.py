@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from deploy.cli import hmn
 from deploy.entry import run
 from memory_store import Memory, MemoryWriter, open_memory, stop_memory
+from memory_store.errors import ShardUnavailable
 
 DIM, ROWS = 8, 300
 
@@ -43,7 +45,8 @@ def test_a_shared_memory_is_divided_anew_by_its_name_and_by_its_url(
 ) -> None:
     expected = job.search(np.ones((1, DIM)), 5).fact_ids_BK
     found = said(["reshard", "places", "--shards", "3"], capsys)
-    assert (found["names"], found["generation"], found["rows"]) == (["places"], 1, [100, 100, 100])
+    (divided,) = found["divided"]
+    assert (divided["name"], divided["generation"], divided["rows"]) == ("places", 1, [100, 100, 100])
     np.testing.assert_array_equal(job.search(np.ones((1, DIM)), 5).fact_ids_BK, expected)
     assert len(job.stats().shards) == 3
     assert run(hmn, ["reshard", url, "--shards", "1"]) == 0
@@ -57,7 +60,7 @@ def test_a_url_that_nobody_shares_is_tried_and_what_is_neither_is_refused(
     ray_cluster: None, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = said(["reshard", url, "--shards", "2"], capsys)
-    assert (found["names"], found["rows"]) == ([], [150, 150])
+    assert (found["names"], found["divided"][0]["rows"]) == ([], [150, 150])
     assert run(hmn, ["reshard", url, "--shards", "2"]) == 0
     assert "nothing was changed" in capsys.readouterr().out
     assert run(hmn, ["reshard", "no-such-name", "--shards", "2"]) == 2
@@ -91,3 +94,44 @@ def test_a_shared_memory_is_embedded_anew_and_re_indexed_by_its_name(
     assert run(hmn, ["reindex", "--memory", str(Path(url).parent), "--name", "places", "--index", "exact"]) == 2
     assert "what places shares" in capsys.readouterr().err
     assert run(hmn, ["reindex", "--memory", url, "--name", "nobody", "--index", "exact"]) == 2
+
+
+class Shared:
+    """A shared memory without a cluster. fails: the name whose re-division does."""
+
+    fails = ""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.shards = name, 0
+
+    def __enter__(self) -> "Shared":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def reindex(self, *, shards: int) -> None:
+        if self.name == self.fails:
+            raise ShardUnavailable("no room")
+        self.shards = shards
+
+    def stats(self) -> Any:
+        line = SimpleNamespace(rows=len(self.name), bytes=8)
+        return SimpleNamespace(generation=1, shards=[line] * self.shards)
+
+
+def test_of_several_names_each_is_reported_and_a_failure_says_which_are_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deploy.jobs.reshard._names_of", lambda memory: ["a", "bb", "ccc"])
+    monkeypatch.setattr("memory_store.opening.open_shared", Shared)
+    found = said(["reshard", "kb", "--shards", "2"], capsys)
+    assert [(one["name"], one["rows"]) for one in found["divided"]] == [("a", [1, 1]), ("bb", [2, 2]), ("ccc", [3, 3])]
+    assert run(hmn, ["reshard", "kb", "--shards", "2"]) == 0
+    assert capsys.readouterr().out.count("serves generation 1 from 2 shards now") == 3
+    monkeypatch.setattr(Shared, "fails", "ccc")
+    assert run(hmn, ["reshard", "kb", "--shards", "2"]) == 1
+    assert capsys.readouterr().err == "error: ccc: no room; divided among 2 already: a, bb\n"
+    monkeypatch.setattr(Shared, "fails", "a")
+    assert run(hmn, ["reshard", "kb", "--shards", "2"]) == 1
+    assert capsys.readouterr().err == "error: no room\n"

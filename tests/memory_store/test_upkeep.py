@@ -26,6 +26,7 @@ from memory_store.manifest import (
 )
 from memory_store.manifest_format import to_bytes
 from memory_store.parts import fact_ids_of, open_part, scan_facts, vectors_of, vectors_table, write_part
+from memory_store.repair import repair_memory
 from memory_store.storage import Storage
 from memory_store.upkeep import inspect_memory, pin, pins, sweep, unpin, verify_memory
 
@@ -93,6 +94,22 @@ def test_a_sweep_takes_nothing_from_under_a_verification(history: Storage) -> No
     report = verify_memory(SweptWhileRead(history.url))
     assert report.problems == ()
     assert [check.generation for check in report.generations] == [1, 2, 3]
+    assert sweep(history).generations == (1, 2)
+    assert history.list("leases") == []
+
+
+class SweptWhileRepaired(Storage):
+    """A sweep runs as the first part is read."""
+
+    def read_bytes(self, path: str) -> bytes:
+        if path.startswith("facts/"):
+            sweep(Storage(self.url))
+        return super().read_bytes(path)
+
+
+def test_a_sweep_takes_nothing_from_under_a_repair(history: Storage) -> None:
+    report = repair_memory(SweptWhileRepaired(history.url))
+    assert (report.restored, report.lost) == ((), ())
     assert sweep(history).generations == (1, 2)
     assert history.list("leases") == []
 

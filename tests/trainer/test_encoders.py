@@ -260,3 +260,18 @@ def test_a_fact_that_has_other_names_under_its_id_is_embedded_anew() -> None:
     np.testing.assert_allclose(first_ND[1], second_ND[1], atol=1e-5)
     np.testing.assert_array_equal(embedder(before), first_ND)  # remembered
     np.testing.assert_allclose(embedder(after.slice(1)), second_ND[1:], atol=1e-5)
+
+
+def test_features_of_parts_that_others_replaced_make_room_for_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = FactEmbedder(_encoder(), remember=2)
+    old, new = _facts([(["anne"], "born"), (["bob"], "born")]), _facts([(["eve"], "born"), (["bob"], "born")])
+    for facts in (old, new):
+        embedder(facts)
+        embedder.forget_unused()
+    expected = embedder(new)
+    embedder.forget_unused()
+    monkeypatch.delattr(FactFeatures, "from_table")  # nothing is read anew
+    np.testing.assert_array_equal(embedder(new), expected)
+    embedder.forget_unused()
+    embedder.forget_unused()  # an embedding that found all done uses nothing, and costs nothing
+    np.testing.assert_array_equal(embedder(new), expected)

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from memory_store import upkeep
 from memory_store.errors import ConfigError, MemoryNotFound
 from memory_store.manifest import generations
 from memory_store.storage import Storage
 from memory_store.upkeep import pins, sweep, verify_memory
+from trainer.alone import training_alone
 from trainer.ask import Answerer
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
 from trainer.encoders.registry import make_encoder
 from trainer.evaluation import Evaluation, evaluate
-from trainer.loop import train
+from trainer.loop import _pin_name, train
 from trainer.metrics import of_mean, read_metrics, wilson
 from trainer.run import load_run, open_run
 
@@ -246,6 +248,22 @@ def test_a_run_directory_is_not_overwritten_and_other_settings_do_not_resume_it(
         train(config)
     with pytest.raises(ConfigError, match="other settings"):
         train(run_config(train={"max_steps": 4}), resume=True)
+
+
+def test_a_second_process_is_refused_while_the_first_one_trains(run_config: MakeConfig) -> None:
+    config = run_config(train={"max_steps": 1})
+    with training_alone(Path(config.run_dir)), pytest.raises(ConfigError, match=f"found process {os.getpid()} on"):
+        train(config, resume=True)
+    assert [path.name for path in Path(config.run_dir).iterdir()] == ["train.lock"]
+    train(config)
+
+
+def test_the_pin_of_a_run_has_a_valid_name_whatever_its_folder_is_called(run_config: MakeConfig) -> None:
+    folders = ["x" * 250, "x" * 249 + "y", "bären", "b\u00e4ren", "..."]
+    names = {_pin_name(run_config(name)) for name in folders}
+    assert len(names) == 4
+    for name in names:
+        assert upkeep._pin_path(f"{name}-next")
 
 
 def test_a_missing_memory_without_sources_is_said_so(run_config: MakeConfig) -> None:

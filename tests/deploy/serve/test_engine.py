@@ -16,10 +16,11 @@ from deploy.serve.settings import Source
 from deploy.serve.source import located
 from deploy.serve.writing import Deletion, Upsert
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, VersionMismatch
+from memory_store.leases import leases
 from memory_store.manifest import current_generation
 from memory_store.storage import Storage
 from memory_store.topk import TopK
-from memory_store.upkeep import pins, verify_memory
+from memory_store.upkeep import pins, sweep, verify_memory
 from pipeline.embed import embed
 from pipeline.facts import fact_id_of
 from pipeline.ingest import ingest
@@ -132,7 +133,7 @@ def test_vectors_are_searched_together_and_a_misfit_alone_is_refused(engine: Run
     assert all(isinstance(result, Refused) for result in engine.search([misfit]).results)
 
 
-def test_new_facts_of_the_same_model_are_rolled_out_and_pinned(place: Path, engine: RunEngine) -> None:
+def test_new_facts_of_the_same_model_are_rolled_out_and_leased(place: Path, engine: RunEngine) -> None:
     before = engine.status()
     assert engine.roll_out().move is Move.STAY
     add_a_fact(place)
@@ -142,10 +143,21 @@ def test_new_facts_of_the_same_model_are_rolled_out_and_pinned(place: Path, engi
     assert after.generations_rolled_out == 1
     (batch,) = [engine.ask([Asked("where was zoe born", 1)])]
     assert batch.generation == after.generation
-    held = {name: generation for name, generation in pins(Storage(str(place / "memory"))).items() if "serve" in name}
-    assert list(held.values()) == [after.generation]
+    assert [lease.generations for lease in leases(Storage(str(place / "memory")))] == [(after.generation,)]
+
+
+def test_a_replica_that_ends_takes_nothing_from_another_and_a_killed_one_leaves_no_pin(
+    place: Path, engine: RunEngine
+) -> None:
+    storage = Storage(str(place / "memory"))
+    pinned = pins(storage)
+    other = RunEngine(source_of(place))
+    assert pins(storage).keys() == pinned.keys() == {name for name in pinned if name.startswith("run-")}
+    add_a_fact(place)
+    other.close()
+    assert engine.status().generation not in sweep(storage).generations
     engine.close()
-    assert not [name for name in pins(Storage(str(place / "memory"))) if "serve" in name]
+    assert leases(storage) == ()
 
 
 def test_facts_that_are_not_embedded_yet_change_nothing(place: Path, engine: RunEngine) -> None:
@@ -278,7 +290,6 @@ def test_what_is_written_is_in_the_next_answer_and_survives(place: Path, engine:
     assert batch.generation == written.generation
     assert "Xanten" in [fact.objects[0] for fact in batch.results[0]]
     assert (engine.status().generation, engine.status().facts) == (written.generation, before.facts + 1)
-    assert written.generation in pins(Storage(str(place / "memory"))).values()
     replaced = engine.write(Upsert(facts=[replace(ZOE, objects=("Zell",))]))
     assert replaced.fact_ids == written.fact_ids
     gone = engine.write(Deletion(fact_ids=[*written.fact_ids, 5, 2**70]))
