@@ -76,7 +76,7 @@ def run_live_bench(
     seconds: float,
     backend: str = "local",
     shards: int = 1,
-    rate: float = 20.0,
+    rate: float = 10.0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> LiveFigures:
@@ -251,11 +251,11 @@ def search_during(
 )
 @click.option("--dim", type=click.IntRange(min=1), default=128, show_default=True, help="Dimension of the vectors.")
 @click.option("--upserted", type=click.IntRange(min=2), default=10_000, show_default=True, help="Facts of one upsert.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Of searching.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=20.0, show_default=True, help="Of searching.")
 @click.option("--backend", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Shards of the memory.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0.1), default=20.0, show_default=True, help="Searches of 8 queries a second."
+    "--rate", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Searches of 8 queries a second."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
