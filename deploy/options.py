@@ -9,7 +9,7 @@ import click
 
 from deploy.console import Console
 
-__all__ = ["backend_option", "examples", "json_option", "memory_option", "workers_option"]
+__all__ = ["backend_option", "examples", "grouping_option", "json_option", "memory_option", "workers_option"]
 
 
 def examples(*lines: str) -> str:
@@ -39,6 +39,17 @@ def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--memory URL, required."""
     return click.option(
         "--memory", "url", metavar="URL", required=True, help="The memory: a folder or any fsspec URL."
+    )(command)
+
+
+def grouping_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--grouping: what one fact is."""
+    return click.option(
+        "--grouping",
+        type=click.Choice(["relation", "triple"]),
+        default="relation",
+        show_default=True,
+        help="One fact per subject and relation with all its objects, or one per triple.",
     )(command)
 
 

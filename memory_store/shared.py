@@ -10,16 +10,17 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 
 from memory_store.actors import NAMESPACE, check_name, edition_of, named_shards
 from memory_store.backends import SharedAs
-from memory_store.building import being_made, mark_as_made_here
 from memory_store.editions import Edition, Editions, Running
 from memory_store.engine import Engine
 from memory_store.engine_source import SharedEngines
 from memory_store.errors import VersionMismatch
+from memory_store.marks import Mark, marks
 from memory_store.ray_session import ensure_ray
 
-__all__ = ["RayBoard", "left_over_shards", "shared_engines", "shared_memories", "shared_names", "stop_named"]
+__all__ = ["MAKES", "RayBoard", "left_over_shards", "shared_engines", "shared_memories", "shared_names", "stop_named"]
 
 _SPACE = "hmn-editions"
+MAKES = "hmn-makes:"  # of the mark of a job that makes an edition, before its token
 
 
 class RayBoard:
@@ -66,7 +67,7 @@ def shared_engines(
         asked=asked,
         start=start_edition,
         running=partial(_running, name),
-        mark=lambda edition: mark_as_made_here(edition.token, NAMESPACE),
+        mark=lambda edition: Mark(f"{MAKES}{edition.token}"),
     )
 
 
@@ -77,7 +78,7 @@ def _running(name: str) -> list[Running]:
         if memory == name:
             with suppress(ValueError):  # it ended since it was listed
                 found[shard] = ray.get_actor(shard, namespace=NAMESPACE)
-    made = being_made(NAMESPACE)  # looked at later: a mark is there before its shards, and goes after they are noted
+    made = marks(MAKES)  # looked at later: a mark is there before its shards, and goes after they are noted
     return [
         Running(
             actor=shard,

@@ -15,7 +15,7 @@ import click
 
 from deploy.bench.process_memory import run_measured
 from deploy.console import Console, duration, size
-from deploy.options import examples, json_option
+from deploy.options import examples, grouping_option, json_option
 from memory_store.errors import HmnError, InputError
 from memory_store.progress import Progress, silent
 
@@ -272,13 +272,7 @@ def _plain(text: str) -> str:
     required=True,
     help="A run trained on SimpleQuestions; its model embeds the facts.",
 )
-@click.option(
-    "--grouping",
-    type=click.Choice(["relation", "triple"]),
-    default="relation",
-    show_default=True,
-    help="One fact per subject and relation with all its objects, or one per triple.",
-)
+@grouping_option
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the memories here; made once.")
 @json_option
 @click.pass_obj

@@ -34,7 +34,7 @@ _QUESTIONS = 1_024  # of the validation split, for the recall
 
 def larger_key(source: Source, facts: Path, *, steps: int) -> str:
     """Names the model and the file of facts that a result depends on."""
-    return f"{settings_key(CASES[0], source, steps=steps)}-{facts.name}"
+    return f"{settings_key(CASES[0], source, steps=steps)}-{_file_key(facts)}"
 
 
 def run_larger(
@@ -46,7 +46,7 @@ def run_larger(
     memory holds their facts.
     """
     with reference_run(source, out, seed=0, steps=steps, threads=threads, progress=progress) as folder:
-        url = str(out / LARGER / facts.name.split(".")[0])
+        url = str(out / LARGER / _file_key(facts))
         _embedded(url, facts, source, folder / "run", progress)
         ways, count = timed_ways(folder, url, WAYS, repeats, threads, progress)
         recalls = _recalls(url, folder / "run", source)
@@ -61,6 +61,11 @@ def run_larger(
         "repeats": repeats,
         "ways": {name: {**way, "recall": recalls[name]} for name, way in ways.items()},
     }
+
+
+def _file_key(facts: Path) -> str:
+    """Another file of the same name is mostly of another size."""
+    return f"{facts.name}-{facts.stat().st_size}"
 
 
 def _embedded(url: str, facts: Path, source: Source, run: Path, progress: Progress) -> None:

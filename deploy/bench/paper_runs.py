@@ -51,6 +51,7 @@ __all__ = [
 TEST_K = 10
 TIMING = "timing"
 _QUESTIONS_AT_ONCE = 512
+_REFERENCE = next(case for case in CASES if case.name == REFERENCE)
 
 Line = dict[str, Any]
 
@@ -177,14 +178,13 @@ def run_timing(
     The ways take turns within one process, so that whatever else the machine does falls on all of them; ratio is the
     median over the turns of a way's time against that of the reference. Learning goes on at a rate of next to nothing.
     """
-    reference = next(case for case in CASES if case.name == REFERENCE)
     with reference_run(source, out, seed=seed, steps=steps, threads=threads, progress=progress) as folder:
         ways = [case for case in CASES if not case.model]
         times, facts = timed_ways(folder, str(folder / "memory"), ways, repeats, threads, progress)
     return {
         "case": TIMING,
         "seed": seed,
-        "settings": settings_key(reference, source, steps=steps),
+        "settings": settings_key(_REFERENCE, source, steps=steps),
         "data": source.name,
         "facts": facts,
         "threads": threads,
@@ -198,12 +198,11 @@ def reference_run(
     source: Source, out: Path, *, seed: int, steps: int, threads: int, progress: Progress
 ) -> Iterator[Path]:
     """The folder with the run and the memory of the reference case; trained for this where `run_case` left none."""
-    reference = next(case for case in CASES if case.name == REFERENCE)
     folder = out / "runs" / f"{REFERENCE}-{seed}"
     if (folder / "run").exists():
         yield folder
         return
-    with _trained(reference, source, folder, out, seed=seed, steps=steps, threads=threads, progress=progress):
+    with _trained(_REFERENCE, source, folder, out, seed=seed, steps=steps, threads=threads, progress=progress):
         yield folder
 
 

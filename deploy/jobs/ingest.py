@@ -9,7 +9,7 @@ import click
 from deploy.console import Console, duration, size
 from deploy.entry import main
 from deploy.lasting import refuse_lost
-from deploy.options import backend_option, examples, json_option, memory_option, workers_option
+from deploy.options import backend_option, examples, grouping_option, json_option, memory_option, workers_option
 
 if TYPE_CHECKING:
     from pipeline.ingest import IngestSummary
@@ -29,13 +29,7 @@ __all__ = ["command", "show_ingest"]
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @memory_option
 @click.option("--names", multiple=True, metavar="FILE", help="A file of entity id and name; repeatable.")
-@click.option(
-    "--grouping",
-    type=click.Choice(["relation", "triple"]),
-    default="relation",
-    show_default=True,
-    help="One fact per subject and relation with all its objects, or one per triple.",
-)
+@grouping_option
 @click.option("--strict", is_flag=True, help="Stop at the first bad row instead of putting it into quarantine.")
 @backend_option
 @workers_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -88,10 +89,8 @@ def _when_they_agree(write: Callable[[], Result], url: str, run_dir: str, wait_s
     while time.monotonic() < until_s:
         checkpoint = newest_checkpoint(Storage(run_dir))
         if checkpoint is not None and checkpoint.fingerprint == read_manifest(Storage(url)).encoder:
-            try:
+            with suppress(GenerationConflict, VersionMismatch):  # the run went on meanwhile
                 return write()
-            except (GenerationConflict, VersionMismatch):
-                continue  # the run went on meanwhile
         time.sleep(_LOOK_EVERY_S)
     return write()
 

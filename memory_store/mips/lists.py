@@ -19,9 +19,7 @@ _ROW_NUMBER_BYTES = 8
 _PACKED_COLUMNS = 2  # that share a code of 4 bits
 _PACKED_SAMPLE = 2**14
 _PACKED_ROUNDS = 8
-_BEST_LIST_FIRST = (
-    11  # faiss's number for scanning a query's lists in their order: then few later rows are worth keeping
-)
+_BEST_LIST_FIRST = 11  # faiss's number for scanning a query's lists in their order: few later rows are then kept
 _BLOCK_ROWS = 32  # rows whose codes lie together
 _LIST_BYTES = 64  # two vectors of the standard library, and what the allocator adds
 

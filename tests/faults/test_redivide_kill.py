@@ -18,8 +18,9 @@ import ray
 from deploy.cli import hmn
 from deploy.entry import run
 from memory_store import Memory, MemoryWriter, open_memory, stop_memory
-from memory_store.actors import NAMESPACE, named_shards
-from memory_store.building import being_made
+from memory_store.actors import named_shards
+from memory_store.marks import marks
+from memory_store.shared import MAKES
 
 DIM, ROWS, NAME = 4, 60, "divided"
 PATIENCE_S = 60.0  # for Ray to see that a process is gone; it takes a tenth of a second on an idle machine
@@ -101,7 +102,7 @@ def test_killed_before_the_switch_its_shards_end_when_the_memory_is_opened_next(
             assert finds_all(other)
         assert len(running()) == 5, "whoever makes the other three lives, and may take hours"
         assert states(capsys) == ["serving"] * 5
-    until(lambda: not being_made(NAMESPACE))
+    until(lambda: not marks(MAKES))
     assert states(capsys) == ["left over"] * 3 + ["serving"] * 2
     assert run(hmn, ["cluster", "status"]) == 0
     assert f"{NAME}: shards of another division are left over" in capsys.readouterr().out
