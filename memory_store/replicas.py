@@ -43,7 +43,6 @@ class _Copy:
     gone: bool = False  # it will not come back by itself
     died: bool = False
     restarts: int = 0
-    pid: int | None = None
     incarnations: set[str] = field(default_factory=set)
     under_way: list[_Attempt] = field(default_factory=list)
     given_up: list[_Attempt] = field(default_factory=list)  # another copy was faster; part of under_way
@@ -170,13 +169,12 @@ class ReplicaSet:
         """One line for the shard, from those of the copies that answered."""
         with self._lock:
             for number, line in lines.items():
-                self._copies[number].pid = line.pid
                 self._copies[number].incarnations.add(line.incarnation)
             copies = tuple(
                 CopyStats(
                     replica=number,
                     serving=copy.serving,
-                    pid=copy.pid if copy.serving else None,
+                    pid=lines[number].pid if number in lines else None,  # an earlier one may be dead
                     restarts=max(len(copy.incarnations) - 1, copy.restarts),
                 )
                 for number, copy in enumerate(self._copies)

@@ -56,7 +56,8 @@ class ShardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyStats:
-    """One copy of a shard. serving: it is asked; a copy that is not is being brought back. pid: None where unknown."""
+    """One copy of a shard. serving: it is asked; a copy that is not is being brought back. pid: None where it did
+    not answer."""
 
     replica: int
     serving: bool

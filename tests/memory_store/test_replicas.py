@@ -128,6 +128,13 @@ def test_a_copy_that_came_back_loads_what_is_served_before_it_is_asked() -> None
     assert (line.restarts, line.failed_over, line.hedged) == (1, 1, 0)
 
 
+def test_a_copy_that_does_not_say_its_process_has_none() -> None:
+    _, (_, second), both = copies()
+    assert [copy.pid for copy in both.start("stats", 7).result(1.0).copies] == [0, 1]
+    second.plan = {2: 50.0}  # its process was killed, and the new one has not begun to answer
+    assert [(copy.serving, copy.pid) for copy in both.start("stats", 7).result(9.0).copies] == [(True, 0), (True, None)]
+
+
 def test_a_copy_that_is_gone_is_replaced_once() -> None:
     machine, (first, _), both = copies()
     first.dead = Failure.GONE

@@ -273,7 +273,7 @@ class LivingMemoryOnRay(LivingMemory):
     @rule(data=st.data())
     def kill_a_shard(self, data: st.DataObject) -> None:
         lines = self.open.stats().shards
-        pids = [copy.pid for line in lines for copy in line.copies if copy.serving] or [line.pid for line in lines]
+        pids = [copy.pid for line in lines for copy in line.copies if copy.pid] or [line.pid for line in lines]
         victim = data.draw(st.sampled_from(pids))
         assert victim is not None
         os.kill(victim, signal.SIGKILL)
