@@ -39,7 +39,7 @@ from trainer.metrics import last_loss
 from trainer.process import prepare_process, step_workers
 from trainer.refresh import Refresher
 from trainer.report.write import write_report
-from trainer.sources import EncodedFacts, ExtraFacts
+from trainer.sources import EncodedFacts, ExtraFacts, HeldFeatures
 from trainer.staleness import SAMPLE_QUESTIONS, RefreshPolicy, Staleness, measure_staleness
 from trainer.state import capture, restore
 from trainer.step import Average, Optimizers, training_step
@@ -289,8 +289,11 @@ class _Run:
             self.loss = last_loss(Path(self.config.run_dir))
         generation = found.generation if found is not None else 0
         members = len(self.encoder.members)
-        # A source remembers which facts there are, so each serves all the steps of its member.
-        facts = [EncodedFacts(self.memory, self.encoder, member=m if members > 1 else None) for m in range(members)]
+        held = HeldFeatures(self.memory)
+        facts = [
+            EncodedFacts(self.memory, self.encoder, member=m if members > 1 else None, held=held)
+            for m in range(members)
+        ]
         extra = ExtraFacts(
             self.memory, settings.extra, settings.extra_facts, seed=self.config.seed, threads=settings.threads
         )

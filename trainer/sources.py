@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memory_store.manifest import Manifest, Part
 from memory_store.memory import Memory
 from memory_store.parts import scan_facts, scan_vectors, vectors_of
 from memory_store.storage import Storage
@@ -15,8 +16,9 @@ from trainer.extra import Drawn, ExtraRule, FactClusters, draw_clusters, draw_un
 
 # B questions, K facts per question, C candidates, D dimension
 
-__all__ = ["EncodedFacts", "ExtraFacts"]
+__all__ = ["EncodedFacts", "ExtraFacts", "HeldFeatures"]
 
+_HELD_BYTES = 2**28  # half a million facts and more; a step that fetches instead takes a few milliseconds longer
 _EXTRA = 3  # names the stream of random numbers: (seed, stream, step)
 
 
@@ -41,39 +43,87 @@ class _AllFacts:
         return self._ids_N
 
 
+class HeldFeatures:
+    """The features of all facts of a memory, in this process: what a step reads of them, it need not fetch.
+
+    They are read when first asked for, and again when the facts are others. most_bytes: of the files of facts; those of
+    a larger memory are not held, unless all are asked for.
+    """
+
+    def __init__(self, memory: Memory, *, most_bytes: int = _HELD_BYTES) -> None:
+        self._memory = memory
+        self._most_bytes: int | None = most_bytes
+        self._generation = -1
+        self._parts: tuple[tuple[Part, ...], tuple[Part, ...]] | None = None
+        self._ids_N = np.empty(0, dtype=np.int64)
+        self._features: FactFeatures | None = None
+
+    def of(self, fact_ids_C: NDArray[np.int64]) -> FactFeatures | None:
+        """The features of these facts; None where they are not held."""
+        features = self._current()
+        if features is None or not len(self._ids_N) or fact_ids_C is self._ids_N:
+            return features
+        row_C = np.searchsorted(self._ids_N, fact_ids_C).clip(max=len(self._ids_N) - 1)
+        return features.take(row_C) if np.array_equal(self._ids_N[row_C], fact_ids_C) else None
+
+    def all_ids(self) -> NDArray[np.int64]:
+        """The ids of all facts, sorted; `of` this very array are the features of all, without a search."""
+        if self._most_bytes is not None:
+            self._most_bytes, self._generation, self._parts = None, -1, None
+        self._current()
+        return self._ids_N
+
+    def _current(self) -> FactFeatures | None:
+        manifest = self._memory.manifest
+        if manifest.generation != self._generation:
+            parts = (manifest.facts, manifest.tombstones)
+            if parts != self._parts:
+                size = sum(part.bytes for part in manifest.facts)
+                self._features = None  # before the new ones take their place
+                if self._most_bytes is None or size <= self._most_bytes:
+                    self._ids_N, self._features = _read_features(Storage(self._memory.url), manifest)
+            self._generation, self._parts = manifest.generation, parts
+        return self._features
+
+
+def _read_features(storage: Storage, manifest: Manifest) -> tuple[NDArray[np.int64], FactFeatures]:
+    """(the ids of all facts, sorted [N]; their features in this order)."""
+    ids, pieces = [np.empty(0, dtype=np.int64)], []
+    for table in scan_facts(storage, manifest, columns=list(FEATURE_COLUMNS)):
+        ids.append(table["fact_id"].to_numpy())
+        pieces.append(FactFeatures.from_table(table))
+    ids_N = np.concatenate(ids)
+    order_N = np.argsort(ids_N, kind="stable")
+    return ids_N[order_N], FactFeatures.join(pieces).reordered(order_N)
+
+
 class EncodedFacts:
     """A FactSource over an open memory: searched by its stored vectors, read through the encoder.
 
-    `encode` fetches the features of the candidates from the shards and encodes them as the model is now; those of all
-    facts, for a full softmax, are fetched once. member: one member of the encoder alone; the memory then holds its
-    vectors.
+    `encode` encodes the candidates as the model is now, from features that this process holds or that it fetches from
+    the shards. member: one member of the encoder alone; the memory then holds its vectors. held: shared with the
+    sources of the other members.
     """
 
-    def __init__(self, memory: Memory, encoder: Encoder, *, member: int | None = None) -> None:
+    def __init__(
+        self, memory: Memory, encoder: Encoder, *, member: int | None = None, held: HeldFeatures | None = None
+    ) -> None:
         self._memory = memory
         self._encoder = encoder
         self._member = member
-        self._all = _AllFacts(memory)
-        self._asked_for_all: NDArray[np.int64] | None = None
-        self._features_of_all: tuple[NDArray[np.int64], FactFeatures] | None = None
+        self._held = held or HeldFeatures(memory)
 
     def search(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         return self._memory.search(query_BD, k).fact_ids_BK
 
     def encode(self, fact_ids_C: NDArray[np.int64]) -> Tensor:
-        return self._encoder.encode_facts(self._features(fact_ids_C), member=self._member)
+        features = self._held.of(fact_ids_C)
+        if features is None:
+            features = FactFeatures.from_table(self._memory.fetch(fact_ids_C, FEATURE_COLUMNS))
+        return self._encoder.encode_facts(features, member=self._member)
 
     def all_ids(self) -> NDArray[np.int64]:
-        self._asked_for_all = self._all.ids()
-        return self._asked_for_all
-
-    def _features(self, fact_ids_C: NDArray[np.int64]) -> FactFeatures:
-        if self._features_of_all is not None and self._features_of_all[0] is fact_ids_C:
-            return self._features_of_all[1]
-        features = FactFeatures.from_table(self._memory.fetch(fact_ids_C, FEATURE_COLUMNS))
-        if fact_ids_C is self._asked_for_all:
-            self._features_of_all = fact_ids_C, features
-        return features
+        return self._held.all_ids()
 
 
 class ExtraFacts:

@@ -1,6 +1,7 @@
 """Fact features as an encoder wants them: every distinct subject and every distinct relation of a batch just once."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -52,20 +53,59 @@ class FactFeatures:
         subject_lists = struct.field("subject").slice(struct.offset, len(struct))
         relation_lists = struct.field("relation").slice(struct.offset, len(struct))
         name_bounds, names_array = _opened(subject_lists)
-        names = _ragged(names_array)
-        relations = _ragged(relation_lists)
-        name_key_M = _list_keys(names)
-        # A subject is the sequence of its names, so its key hashes their keys in order.
-        subject_key_C = _keys_of(name_key_M, name_bounds)
-        first_S, subject_C = _distinct(subject_key_C)
-        first_R, relation_C = _distinct(_list_keys(relations))
-        chosen_bounds, chosen_names = take_lists(name_bounds, np.arange(len(names), dtype=np.int64), first_S)
-        return cls(
-            names=_take(names, chosen_names),
-            name_bounds=chosen_bounds,
-            relations=_take(relations, first_R),
+        each_C = np.arange(len(facts), dtype=np.int64)
+        return cls._distinct(_ragged(names_array), name_bounds, _ragged(relation_lists), each_C, each_C)
+
+    @classmethod
+    def join(cls, pieces: "Sequence[FactFeatures]") -> "FactFeatures":
+        """The facts of all pieces, one after the other; of no pieces, no facts."""
+        subjects = np.cumsum([0, *(len(piece.name_bounds) - 1 for piece in pieces)])
+        relations = np.cumsum([0, *(len(piece.relations) for piece in pieces)])
+        return cls._distinct(
+            _joined([piece.names for piece in pieces]),
+            _one_after_another([piece.name_bounds for piece in pieces]),
+            _joined([piece.relations for piece in pieces]),
+            _numbered([piece.subject_C for piece in pieces], subjects),
+            _numbered([piece.relation_C for piece in pieces], relations),
+        )
+
+    def take(self, rows_C: NDArray[np.int64]) -> "FactFeatures":
+        """These facts alone, as `from_table` would read them: the order of subjects and relations is the same."""
+        subject_S, subject_C = np.unique(self.subject_C[rows_C], return_inverse=True)
+        relation_R, relation_C = np.unique(self.relation_C[rows_C], return_inverse=True)
+        names, name_bounds = _take_subjects(self.names, self.name_bounds, subject_S)
+        return FactFeatures(
+            names=names,
+            name_bounds=name_bounds,
+            relations=_take(self.relations, relation_R),
             subject_C=subject_C,
             relation_C=relation_C,
+        )
+
+    def reordered(self, rows_C: NDArray[np.int64]) -> "FactFeatures":
+        """The same facts in another order."""
+        return replace(self, subject_C=self.subject_C[rows_C], relation_C=self.relation_C[rows_C])
+
+    @classmethod
+    def _distinct(
+        cls,
+        names: Ragged,
+        name_bounds: NDArray[np.int64],
+        relations: Ragged,
+        subject_C: NDArray[np.int64],
+        relation_C: NDArray[np.int64],
+    ) -> "FactFeatures":
+        """Every subject and relation once, in the order of their keys."""
+        # A subject is the sequence of its names, so its key hashes their keys in order.
+        first_S, number_S = _distinct(_keys_of(_list_keys(names), name_bounds))
+        first_R, number_R = _distinct(_list_keys(relations))
+        names, name_bounds = _take_subjects(names, name_bounds, first_S)
+        return cls(
+            names=names,
+            name_bounds=name_bounds,
+            relations=_take(relations, first_R),
+            subject_C=number_S[subject_C],
+            relation_C=number_R[relation_C],
         )
 
 
@@ -77,6 +117,31 @@ def take_lists(
     taken = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     where = np.arange(taken[-1]) + np.repeat(offsets[index] - taken[:-1], lengths)
     return taken, values[where]
+
+
+def _take_subjects(
+    names: Ragged, name_bounds: NDArray[np.int64], subjects: NDArray[np.int64]
+) -> tuple[Ragged, NDArray[np.int64]]:
+    """(the names of these subjects, their bounds)."""
+    bounds, chosen = take_lists(name_bounds, np.arange(len(names), dtype=np.int64), subjects)
+    return _take(names, chosen), bounds
+
+
+def _joined(lists: Sequence[Ragged]) -> Ragged:
+    values = np.concatenate([np.zeros(0, np.uint32), *(one.values for one in lists)])
+    return Ragged(offsets=_one_after_another([one.offsets for one in lists]), values=values)
+
+
+def _one_after_another(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The offsets of lists that follow each other, each from 0."""
+    lengths = np.concatenate([np.zeros(1, np.int64), *map(np.diff, offsets)])
+    return np.cumsum(lengths)
+
+
+def _numbered(numbers: Sequence[NDArray[np.int64]], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers within each piece as numbers within all."""
+    moved = (number + start for number, start in zip(numbers, starts, strict=False))
+    return np.concatenate([np.zeros(0, np.int64), *moved])
 
 
 def _take(ragged: Ragged, index: NDArray[np.int64]) -> Ragged:
