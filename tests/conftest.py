@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -21,6 +22,11 @@ THIRD_PARTY_WARNINGS = [
     # ray and its workers leave pipes and sockets to the garbage collector when a cluster stops
     "ignore:.*(unclosed|subprocess [0-9]+ is still running).*:ResourceWarning",
 ]
+
+
+# How long an example takes says more of what else the machine does than of the code.
+hypothesis.settings.register_profile("no clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_configure(config: pytest.Config) -> None:

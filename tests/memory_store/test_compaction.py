@@ -156,7 +156,7 @@ def test_a_compaction_killed_at_any_file_goes_on_where_it_was_even_after_other_w
     assert verify_memory(changed).problems == ()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     seed=st.integers(0, 2**32),

@@ -44,7 +44,7 @@ def exhaustively(ids_N: np.ndarray, vectors_ND: np.ndarray, live_N: np.ndarray) 
     return lambda queries_BD, k: search_rows(vectors, np.flatnonzero(live_N), queries_BD, k)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), rows=st.integers(1, 60), k=st.integers(1, 70), share=st.floats(0, 1))
 def test_the_answer_is_that_of_brute_force_over_the_live_rows(seed: int, rows: int, k: int, share: float) -> None:
     rng = np.random.default_rng(seed)

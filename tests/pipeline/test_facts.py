@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.facts import clean, fact_id_of, fact_ids, normalise_entity, normalise_relation
@@ -56,14 +56,12 @@ def test_clean_text_has_single_spaces_no_control_characters_and_composed_accents
     assert clean(dirty).to_pylist() == ["New York", "a b c", "Café", "bom", "plain", None, ""]
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
 def test_cleaning_twice_changes_nothing(text: str) -> None:
     once = clean(pa.array([text], pa.string()))
     assert clean(once) == once
 
 
-@settings(deadline=None)
 @given(words, words, words)
 def test_every_spelling_and_both_ways_of_minting_give_one_id(subject: str, relation: str, object_id: str) -> None:
     spelled = [normalise_entity(subject), normalise_relation(relation), normalise_entity(object_id)]

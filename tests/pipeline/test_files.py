@@ -21,7 +21,7 @@ def lines_of(segments: list[Segment]) -> list[str]:
     return [line for segment in segments for line in split_lines(segment).data.decode().split("\n")[:-1]]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.lists(st.text("abé\t", max_size=12), max_size=20), st.booleans(), st.integers(30, 90))
 def test_every_line_is_in_exactly_one_segment_in_order(
     write: Write, source_file: Only, lines: list[str], ends: bool, segment_bytes: int

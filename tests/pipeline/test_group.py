@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_store.errors import DuplicateFact
@@ -53,7 +53,6 @@ def model(triples: list[Any], names: list[Any], grouping: str) -> dict[int, dict
     return facts
 
 
-@settings(deadline=None)
 @given(rows_of_triples, rows_of_names, groupings)
 def test_grouping_equals_the_model(triples: list[Any], names: list[Any], grouping: str) -> None:
     result = grouped(triples, names, grouping)
@@ -65,7 +64,6 @@ def test_grouping_equals_the_model(triples: list[Any], names: list[Any], groupin
     assert result.subjects == len({row[0] for row in triples})
 
 
-@settings(deadline=None)
 @given(rows_of_triples, rows_of_names, groupings)
 def test_facts_do_not_depend_on_the_other_subjects(triples: list[Any], names: list[Any], grouping: str) -> None:
     together = {row["fact_id"]: row for row in grouped(triples, names, grouping).facts.to_pylist()}
@@ -76,7 +74,6 @@ def test_facts_do_not_depend_on_the_other_subjects(triples: list[Any], names: li
     assert alone == together
 
 
-@settings(deadline=None)
 @given(rows_of_triples, rows_of_names, groupings, st.integers(0, 5))
 def test_known_triples_are_counted_once(triples: list[Any], names: list[Any], grouping: str, known_rows: int) -> None:
     known_rows = min(known_rows, len(triples))

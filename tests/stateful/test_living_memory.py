@@ -284,7 +284,6 @@ TestLivingMemory = LivingMemory.TestCase
 TestLivingMemory.settings = settings(
     max_examples=max(1, STEPS // STEPS_PER_RUN) if STEPS else 12,
     stateful_step_count=STEPS_PER_RUN,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -292,6 +291,5 @@ TestLivingMemoryOnRay = pytest.mark.usefixtures("ray_cluster")(LivingMemoryOnRay
 TestLivingMemoryOnRay.settings = settings(
     max_examples=max(1, STEPS_ON_RAY // STEPS_PER_RUN),
     stateful_step_count=STEPS_PER_RUN if STEPS else 10,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -46,7 +46,6 @@ def test_nothing_that_is_sent_makes_the_service_fail_or_talk(document: Any, mode
         @settings(
             max_examples=EXAMPLES,
             derandomize=True,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         )

@@ -332,7 +332,7 @@ NEAR_SEARCH = st.fixed_dictionaries(
 
 @given(bodies=st.lists(ANY_JSON | NEAR_ASK | NEAR_SEARCH, min_size=20, max_size=20))
 @settings(
-    max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck)
 )  # the fixture is one double for all examples, which is as good
 def test_no_json_makes_the_service_fail(converse: Converse, bodies: list[Any]) -> None:
     import json

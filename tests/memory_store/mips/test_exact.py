@@ -40,7 +40,7 @@ def test_every_scan_equals_brute_force_on_every_kind_of_vectors(kinds, make_shar
         assert_exact(index, vectors, queries_BD, k)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     kind=st.sampled_from(KIND_NAMES),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from memory_store.mips.highest import highest_columns, taken
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 5),
     st.integers(1, 700) | st.integers(1000, 1100) | st.integers(20_000, 20_100),
