@@ -107,12 +107,11 @@ def training_step(
     laps = _Laps()
     optimizers.zero()
     features = question_features(batch.texts)
-    looked_up = encoder.look_up(features, member=member)
     retrieved_BK = None
     if attention.candidates != "full":
         encoder.eval()
         with torch.no_grad():
-            asked_BD = encoder.encode_questions(features, member=member, looked_up=looked_up)
+            asked_BD = encoder.encode_questions(features, member=member)
         encoder.train()
         laps.end("encode")
         retrieved_BK = facts.search(asked_BD.numpy(), attention.k)
@@ -123,12 +122,7 @@ def training_step(
     query_BD, fact_CD = workers.side_by_side(
         [
             partial(
-                encoder.encode_questions,
-                features,
-                member=member,
-                feature_dropout=feature_dropout,
-                generator=generator,
-                looked_up=looked_up,
+                encoder.encode_questions, features, member=member, feature_dropout=feature_dropout, generator=generator
             ),
             partial(facts.encode, selection.fact_ids_C),
         ]

@@ -12,7 +12,7 @@ from memory_store.errors import VersionMismatch
 from pipeline.features import FEATURES_VERSION, QuestionFeatures, question_features
 from trainer.encoders.context import WordReader
 from trainer.encoders.facts import FactFeatures
-from trainer.encoders.member import LookedUp, Member
+from trainer.encoders.member import Member
 from trainer.encoders.settings import ModelConfig
 from trainer.encoders.tables import FeatureTable
 
@@ -86,10 +86,6 @@ class Encoder(nn.Module):
         for member, counts in zip(self._members, counts_by_member, strict=True):
             member.entity.fit(counts, names)
 
-    def look_up(self, questions: QuestionFeatures, *, member: int | None = None) -> list[LookedUp]:
-        """What the tables hold for these questions: to encode them more than once, with and without a gradient."""
-        return [one.look_up(questions) for one in self._chosen(member)]
-
     def encode_questions(
         self,
         questions: QuestionFeatures,
@@ -97,22 +93,18 @@ class Encoder(nn.Module):
         member: int | None = None,
         feature_dropout: float = 0.0,
         generator: torch.Generator | None = None,
-        looked_up: list[LookedUp] | None = None,
     ) -> Tensor:
         """query_BD, float32; of one member alone, its columns [B, D / M].
 
-        feature_dropout: share of the features that are hidden while the encoder is training. looked_up: what `look_up`
-        returned for these questions and this member.
+        feature_dropout: share of the features that are hidden while the encoder is training.
         """
-        if looked_up is None:
-            looked_up = self.look_up(questions, member=member)
         dropout = feature_dropout if self.training else 0.0
         queries = []
-        for one, rows in zip(self._chosen(member), looked_up, strict=True):
+        for one in self._chosen(member):
             keep_V = torch.ones(len(questions.values))
             if dropout > 0:
                 keep_V = (torch.rand(len(questions.values), generator=generator) >= dropout).float()
-            queries.append(one.encode_questions(questions, rows, keep_V, generator))
+            queries.append(one.encode_questions(questions, keep_V, generator))
         return torch.cat(queries, dim=1)
 
     def encode_facts(self, facts: FactFeatures, *, member: int | None = None) -> Tensor:

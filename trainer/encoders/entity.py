@@ -1,6 +1,5 @@
 """The entity part of a vector: which thing a question or a fact is about, by the names of the thing."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,21 +15,12 @@ from trainer.encoders.tables import FeatureTable
 
 # B questions, S subjects, M names, V features, E width of the entity part, n names of one subject
 
-__all__ = ["EntityPart", "EntityRows"]
+__all__ = ["EntityPart"]
 
 _SHARPNESS = 4.0  # weight of a feature = softplus(4 g): g = 1 weighs 4, g = 0 weighs 0.7, and the slope stays useful
 _KNOWN_BITS = 26  # one bit for each of 2 ** 26 hashes (8 MiB): 5 million known features give 7 % false positives
 _RIDGE = 0.1  # of the several-names solution: near-equal names share their strength instead of cancelling noise
 _TINY = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EntityRows:
-    """Of the V features of some questions: vectors, learned weights, and what it counts that names have them."""
-
-    vectors: Lookup
-    weights: Lookup
-    known_weight_V: Tensor
 
 
 class EntityPart(nn.Module):
@@ -71,22 +61,13 @@ class EntityPart(nn.Module):
         hashes = np.unique(features.names.values & np.uint32((1 << _KNOWN_BITS) - 1))
         np.bitwise_or.at(bits, hashes >> np.uint32(3), np.uint8(1) << (hashes & np.uint32(7)).astype(np.uint8))
 
-    def look_up(self, questions: QuestionFeatures) -> "EntityRows":
-        """What `encode_questions` reads of the tables."""
-        places = self.vectors.places_of(self.vectors.rows_of(questions.values))
-        known_V = torch.from_numpy(self._is_known(questions.values))
-        return EntityRows(
-            vectors=self.vectors.lookup(places),
-            weights=self.question_weights.lookup(places),
-            known_weight_V=torch.where(known_V, 1.0, self.unknown_weight),
-        )
-
-    def encode_questions(
-        self, questions: QuestionFeatures, rows: "EntityRows", keep_V: Tensor, gate_V: Tensor
-    ) -> Tensor:
+    def encode_questions(self, questions: QuestionFeatures, keep_V: Tensor, gate_V: Tensor) -> Tensor:
         """[B, E], of length `scale`; a question without any feature is zero. gate_V: weight of each feature's words."""
-        weight_V = _weights(rows.weights) * keep_V * gate_V * rows.known_weight_V
-        sum_BE = rows.vectors.bags(questions.offsets, weight_V)
+        places = self.vectors.places_of(self.vectors.rows_of(questions.values))
+        weight_V = _weights(self.question_weights.lookup(places)) * keep_V * gate_V
+        known_V = torch.from_numpy(self._is_known(questions.values))
+        weight_V = weight_V * torch.where(known_V, 1.0, self.unknown_weight)
+        sum_BE = self.vectors.lookup(places).bags(questions.offsets, weight_V)
         query_BE: Tensor = self.scale * sum_BE / (sum_BE.norm(dim=1, keepdim=True) + _TINY)
         return query_BE
 

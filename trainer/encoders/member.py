@@ -1,27 +1,17 @@
 """One member of an encoder: an entity part and a relation part, whose inner products add up to one score."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.features import QuestionFeatures
 from trainer.encoders.context import WordReader
-from trainer.encoders.entity import EntityPart, EntityRows
+from trainer.encoders.entity import EntityPart
 from trainer.encoders.facts import FactFeatures
-from trainer.encoders.relation import RelationPart, RelationRows
+from trainer.encoders.relation import RelationPart
 
 # B questions, C facts, V features, S subjects, R relations, D dimension = E of the entity part + F of the relation part
 
-__all__ = ["LookedUp", "Member"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LookedUp:
-    """What a member's tables hold for the features of some questions."""
-
-    relation: RelationRows
-    entity: EntityRows
+__all__ = ["Member"]
 
 
 class Member(nn.Module):
@@ -67,16 +57,12 @@ class Member(nn.Module):
         """How the member's features are hashed into rows."""
         return self.entity.vectors.multiplier
 
-    def look_up(self, questions: QuestionFeatures) -> "LookedUp":
-        """What `encode_questions` reads of the tables, to be used for the same questions any number of times."""
-        return LookedUp(relation=self.relation.look_up(questions), entity=self.entity.look_up(questions))
-
     def encode_questions(
-        self, questions: QuestionFeatures, rows: "LookedUp", keep_V: Tensor, generator: torch.Generator | None
+        self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """query_BD, float32. keep_V: 1 for the features of the questions that are seen, 0 for those that are hidden."""
-        relation_BF, gate_V = self.relation.read(questions, rows.relation, keep_V, generator)
-        entity_BE = self.entity.encode_questions(questions, rows.entity, keep_V, gate_V)
+        relation_BF, gate_V = self.relation.read(questions, keep_V, generator)
+        entity_BE = self.entity.encode_questions(questions, keep_V, gate_V)
         return torch.cat([entity_BE, relation_BF], dim=1)
 
     def encode_facts(self, facts: FactFeatures) -> Tensor:

@@ -1,7 +1,5 @@
 """The relation part of a vector: what is asked about a thing, against what a fact says about it."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,26 +11,13 @@ from trainer.encoders.facts import FactFeatures
 from trainer.encoders.lookups import Lookup
 from trainer.encoders.tables import FeatureTable
 
-# B questions, R relations, V features, X of them within one word, W words, F width of the relation part, H hidden width
+# B questions, R relations, V features, W words, F width of the relation part, H hidden width
 
-__all__ = ["RelationPart", "RelationRows"]
+__all__ = ["RelationPart"]
 
 _QUESTION_BITS = 18  # rows of question features: fewer than names need, for questions repeat themselves
 _RELATION_BITS = 16
 _SUMMARY_DROPOUT = 0.1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RelationRows:
-    """The vectors of the V features of some questions, and of the X features that lie within one word, word by word.
-
-    within_X: which of the V these are. word_bounds: those of word w are word_bounds[w] to word_bounds[w + 1] of the X.
-    """
-
-    features: Lookup
-    of_words: Lookup
-    within_X: NDArray[np.int64]
-    word_bounds: NDArray[np.int64]
 
 
 class RelationPart(nn.Module):
@@ -69,30 +54,19 @@ class RelationPart(nn.Module):
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def look_up(self, questions: QuestionFeatures) -> "RelationRows":
-        """What `read` reads of the table."""
-        features = self.questions.lookup(self.questions.places_of(self.questions.rows_of(questions.values)))
-        within_X = np.flatnonzero(questions.first_word_V == questions.last_word_V)
-        word_X = questions.first_word_V[within_X]  # ascending: features are ordered by the first word they cover
-        return RelationRows(
-            features=features,
-            of_words=features.only(within_X),
-            within_X=within_X,
-            word_bounds=np.searchsorted(word_X, np.arange(int(questions.word_offsets[-1]) + 1)),
-        )
-
     def read(
-        self, questions: QuestionFeatures, rows: "RelationRows", keep_V: Tensor, generator: torch.Generator | None
+        self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """(question vectors [B, F], entity gate of each feature [V])."""
-        word_WF = _word_vectors(rows, keep_V)
+        looked_up = self.questions.lookup(self.questions.places_of(self.questions.rows_of(questions.values)))
+        word_WF = _word_vectors(questions, looked_up, keep_V)
         keep_BH = _keep((len(questions), self.reader_hidden), _SUMMARY_DROPOUT if self.training else 0.0, generator)
         gates_W2, summary_BF = self.reader(word_WF, questions.word_offsets, keep_BH)
         # A feature over several words is gated by the first and the last of them.
         first_V, last_V = torch.from_numpy(questions.first_word_V), torch.from_numpy(questions.last_word_V)
         gates_V2 = (gates_W2[first_V] + gates_W2[last_V]) / 2
         length_B1 = torch.from_numpy(np.maximum(np.diff(questions.offsets), 1)).float().unsqueeze(1)
-        sum_BF = rows.features.bags(questions.offsets, keep_V * gates_V2[:, 1])
+        sum_BF = looked_up.bags(questions.offsets, keep_V * gates_V2[:, 1])
         # Feature vectors start small and sums of random ones grow by the square root: about one tenth to begin with.
         x_BF = 3 * sum_BF * length_B1.rsqrt()
         return self.scale * (x_BF + self.network(x_BF) + summary_BF) + self.bias, gates_V2[:, 0]
@@ -105,10 +79,14 @@ class RelationPart(nn.Module):
         return sum_RF * length_R1.rsqrt()
 
 
-def _word_vectors(rows: RelationRows, keep_V: Tensor) -> Tensor:
+def _word_vectors(questions: QuestionFeatures, looked_up: Lookup, keep_V: Tensor) -> Tensor:
     """[W, F]: each word as the sum of the features that lie within it."""
-    sum_WF = rows.of_words.bags(rows.word_bounds, keep_V[torch.from_numpy(rows.within_X)])
-    count_W: NDArray[np.int64] = np.maximum(np.diff(rows.word_bounds), 1)
+    within_X = np.flatnonzero(questions.first_word_V == questions.last_word_V)
+    word_X = questions.first_word_V[within_X]  # ascending: features are ordered by the first word they cover
+    words = int(questions.word_offsets[-1])
+    offsets = np.searchsorted(word_X, np.arange(words + 1))
+    sum_WF = looked_up.only(within_X).bags(offsets, keep_V[torch.from_numpy(within_X)])
+    count_W: NDArray[np.int64] = np.maximum(np.bincount(word_X, minlength=words), 1)
     return 10 * sum_WF * torch.from_numpy(count_W).float().rsqrt().unsqueeze(1)
 
 
