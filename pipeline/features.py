@@ -87,6 +87,17 @@ class QuestionFeatures:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def only(self, kept_V: NDArray[np.bool_]) -> "QuestionFeatures":
+        """The same questions and words with some of the features."""
+        kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_V)])
+        return QuestionFeatures(
+            offsets=kept[self.offsets],
+            values=self.values[kept_V],
+            first_word_V=self.first_word_V[kept_V],
+            last_word_V=self.last_word_V[kept_V],
+            word_offsets=self.word_offsets,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Spaced:

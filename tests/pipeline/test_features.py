@@ -153,3 +153,18 @@ def test_words_are_those_of_the_normalised_text() -> None:
 
 GOLDEN_TEXT = [1369574351, 1973662343, 2528261113, 3085368523, 3530141717]
 GOLDEN_RELATION = [960109079, 2617993129, 4019916387]
+
+
+def test_some_of_a_questions_features_cover_the_same_words() -> None:
+    whole = question_features(["a bb", "", "ccc bb a"])
+    kept_V = np.arange(len(whole.values)) % 3 == 0
+    some = whole.only(kept_V)
+    np.testing.assert_array_equal(some.values, whole.values[kept_V])
+    np.testing.assert_array_equal(some.first_word_V, whole.first_word_V[kept_V])
+    np.testing.assert_array_equal(some.last_word_V, whole.last_word_V[kept_V])
+    np.testing.assert_array_equal(some.word_offsets, whole.word_offsets)
+    for text in range(3):
+        start, stop = whole.offsets[text : text + 2]
+        np.testing.assert_array_equal(
+            some.values[some.offsets[text] : some.offsets[text + 1]], whole.values[start:stop][kept_V[start:stop]]
+        )

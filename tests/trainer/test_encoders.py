@@ -100,6 +100,31 @@ def test_any_one_of_several_names_matches_at_full_strength() -> None:
     assert (names @ other).max() < 0.5
 
 
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_hidden_features_are_neither_read_nor_taught(name: str) -> None:
+    encoder = _encoder(name)
+    texts = ["where was ann smith born", "", "what is the capital of köln"]
+    features = question_features(texts)
+    tables = encoder.members[0].entity.vectors, encoder.members[0].relation.questions  # type: ignore[union-attr]
+    for dropout, seed in ((0.5, 0), (0.5, 1), (1.0, 0)):
+        kept_V = (torch.rand(len(features.values), generator=torch.Generator().manual_seed(seed)) >= dropout).numpy()
+        query_BD = encoder.encode_questions(
+            features, feature_dropout=dropout, generator=torch.Generator().manual_seed(seed)
+        )
+        assert bool(query_BD.isfinite().all())
+        query_BD.square().sum().backward()
+        for table in tables:
+            assert isinstance(table, FeatureTable)
+            taught = [lot.index_U for lot in table.take_gradients()]
+            seen_U = np.unique(table.rows_of(features.values[kept_V]))
+            np.testing.assert_array_equal(np.concatenate([np.zeros(0, np.int64), *taught]), seen_U)
+        for other in encoder.tables.values():
+            other.take_gradients()
+    encoder.eval()
+    hiding = encoder.encode_questions(features, feature_dropout=0.5)
+    assert torch.equal(hiding, encoder.encode_questions(features)), "an encoder that is asked hides nothing"
+
+
 def test_facts_without_features_are_refused() -> None:
     table = _facts(ROWS[:1])
     with pytest.raises(InputError, match="hmn ingest"):

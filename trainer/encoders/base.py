@@ -101,10 +101,10 @@ class Encoder(nn.Module):
         dropout = feature_dropout if self.training else 0.0
         queries = []
         for one in self._chosen(member):
-            keep_V = torch.ones(len(questions.values))
-            if dropout > 0:
-                keep_V = (torch.rand(len(questions.values), generator=generator) >= dropout).float()
-            queries.append(one.encode_questions(questions, keep_V, generator))
+            seen = questions
+            if dropout > 0:  # what is hidden is left out: it would be looked up, and updated, for nothing
+                seen = questions.only((torch.rand(len(questions.values), generator=generator) >= dropout).numpy())
+            queries.append(one.encode_questions(questions, seen, generator))
         return torch.cat(queries, dim=1)
 
     def encode_facts(self, facts: FactFeatures, *, member: int | None = None) -> Tensor:

@@ -61,10 +61,10 @@ class EntityPart(nn.Module):
         hashes = np.unique(features.names.values & np.uint32((1 << _KNOWN_BITS) - 1))
         np.bitwise_or.at(bits, hashes >> np.uint32(3), np.uint8(1) << (hashes & np.uint32(7)).astype(np.uint8))
 
-    def encode_questions(self, questions: QuestionFeatures, keep_V: Tensor, gate_V: Tensor) -> Tensor:
+    def encode_questions(self, questions: QuestionFeatures, gate_V: Tensor) -> Tensor:
         """[B, E], of length `scale`; a question without any feature is zero. gate_V: weight of each feature's words."""
         places = self.vectors.places_of(self.vectors.rows_of(questions.values))
-        weight_V = _weights(self.question_weights.lookup(places)) * keep_V * gate_V
+        weight_V = _weights(self.question_weights.lookup(places)) * gate_V
         known_V = torch.from_numpy(self._is_known(questions.values))
         weight_V = weight_V * torch.where(known_V, 1.0, self.unknown_weight)
         sum_BE = self.vectors.lookup(places).bags(questions.offsets, weight_V)

@@ -58,11 +58,11 @@ class Member(nn.Module):
         return self.entity.vectors.multiplier
 
     def encode_questions(
-        self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
+        self, questions: QuestionFeatures, seen: QuestionFeatures, generator: torch.Generator | None
     ) -> Tensor:
-        """query_BD, float32. keep_V: 1 for the features of the questions that are seen, 0 for those that are hidden."""
-        relation_BF, gate_V = self.relation.read(questions, keep_V, generator)
-        entity_BE = self.entity.encode_questions(questions, keep_V, gate_V)
+        """query_BD, float32. seen: the questions without the features that are hidden."""
+        relation_BF, gate_V = self.relation.read(questions, seen, generator)
+        entity_BE = self.entity.encode_questions(seen, gate_V)
         return torch.cat([entity_BE, relation_BF], dim=1)
 
     def encode_facts(self, facts: FactFeatures) -> Tensor:

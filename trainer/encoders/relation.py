@@ -55,18 +55,18 @@ class RelationPart(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def read(
-        self, questions: QuestionFeatures, keep_V: Tensor, generator: torch.Generator | None
+        self, questions: QuestionFeatures, seen: QuestionFeatures, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """(question vectors [B, F], entity gate of each feature [V])."""
-        looked_up = self.questions.lookup(self.questions.places_of(self.questions.rows_of(questions.values)))
-        word_WF = _word_vectors(questions, looked_up, keep_V)
+        """(question vectors [B, F], entity gate of each feature that is seen [V])."""
+        looked_up = self.questions.lookup(self.questions.places_of(self.questions.rows_of(seen.values)))
+        word_WF = _word_vectors(questions, seen, looked_up)
         keep_BH = _keep((len(questions), self.reader_hidden), _SUMMARY_DROPOUT if self.training else 0.0, generator)
         gates_W2, summary_BF = self.reader(word_WF, questions.word_offsets, keep_BH)
         # A feature over several words is gated by the first and the last of them.
-        first_V, last_V = torch.from_numpy(questions.first_word_V), torch.from_numpy(questions.last_word_V)
+        first_V, last_V = torch.from_numpy(seen.first_word_V), torch.from_numpy(seen.last_word_V)
         gates_V2 = (gates_W2[first_V] + gates_W2[last_V]) / 2
         length_B1 = torch.from_numpy(np.maximum(np.diff(questions.offsets), 1)).float().unsqueeze(1)
-        sum_BF = looked_up.bags(questions.offsets, keep_V * gates_V2[:, 1])
+        sum_BF = looked_up.bags(seen.offsets, gates_V2[:, 1])
         # Feature vectors start small and sums of random ones grow by the square root: about one tenth to begin with.
         x_BF = 3 * sum_BF * length_B1.rsqrt()
         return self.scale * (x_BF + self.network(x_BF) + summary_BF) + self.bias, gates_V2[:, 0]
@@ -79,15 +79,19 @@ class RelationPart(nn.Module):
         return sum_RF * length_R1.rsqrt()
 
 
-def _word_vectors(questions: QuestionFeatures, looked_up: Lookup, keep_V: Tensor) -> Tensor:
-    """[W, F]: each word as the sum of the features that lie within it."""
+def _word_vectors(questions: QuestionFeatures, seen: QuestionFeatures, looked_up: Lookup) -> Tensor:
+    """[W, F]: each word as the sum of the features that are seen of those that lie within it."""
+    _, all_bounds = _within_words(questions)
+    within_X, seen_bounds = _within_words(seen)
+    count_W = torch.from_numpy(np.maximum(np.diff(all_bounds), 1)).float()
+    return 10 * looked_up.only(within_X).bags(seen_bounds) * count_W.rsqrt().unsqueeze(1)
+
+
+def _within_words(questions: QuestionFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(the X features that lie within one word; bounds: those of word w are bounds[w] to bounds[w + 1] of them)."""
     within_X = np.flatnonzero(questions.first_word_V == questions.last_word_V)
     word_X = questions.first_word_V[within_X]  # ascending: features are ordered by the first word they cover
-    words = int(questions.word_offsets[-1])
-    offsets = np.searchsorted(word_X, np.arange(words + 1))
-    sum_WF = looked_up.only(within_X).bags(offsets, keep_V[torch.from_numpy(within_X)])
-    count_W: NDArray[np.int64] = np.maximum(np.bincount(word_X, minlength=words), 1)
-    return 10 * sum_WF * torch.from_numpy(count_W).float().rsqrt().unsqueeze(1)
+    return within_X, np.searchsorted(word_X, np.arange(int(questions.word_offsets[-1]) + 1))
 
 
 def _keep(shape: tuple[int, ...], dropout: float, generator: torch.Generator | None) -> Tensor:
