@@ -23,6 +23,7 @@ from memory_store.manifest import read_manifest
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
 from memory_store.upkeep import verify_memory
+from trainer.metrics import read_metrics
 
 __all__ = ["STAGES", "Kill", "command", "run_kills_bench"]
 
@@ -179,15 +180,13 @@ def _difference(name: str, folder: Path, expected: str) -> str:
 
 
 def _digest(name: str, folder: Path) -> str:
-    """What a command made, without names and times: checksums of the parts, and for a run its last metrics."""
+    """What a command made, without names and times: checksums of the parts, and for a run its losses."""
     manifest = read_manifest(Storage(str(folder / "kb")))
     made: list[Any] = [sorted(part.checksum for part in manifest.facts)]
     if name != "ingest":
         made.append(sorted(part.checksum for part in manifest.vectors))
     if name == "train":
-        lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        last = json.loads(lines[-1])
-        made.append([last["step"], last["loss"]])
+        made.append([[line["step"], line["loss"]] for line in read_metrics(folder / "run") if line["kind"] == "train"])
     return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
 
