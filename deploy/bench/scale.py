@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from deploy.bench.process_memory import run_measured
-from deploy.bench.scale_report import Record, exponents, fill_page, read_records, tables, write_charts
+from deploy.bench.scale_records import Record, read_records
+from deploy.bench.scale_report import exponents, fill_page, tables, write_charts
 from deploy.console import Console
 from deploy.options import examples, json_option
 from memory_store.errors import ConfigError, HmnError
@@ -20,7 +21,7 @@ from memory_store.progress import Progress, silent
 
 __all__ = ["command", "in_a_process", "plan_cases", "run_scale_bench"]
 
-SIZES = ("1e5", "1e6", "1e7")
+SIZES = ("1e5", "1e6", "2e6", "1e7")  # from 2^27 values on, `exact` keeps its copy in a file
 SHARDS = (1, 2, 4)
 KINDS = ("write", "exact", "faiss", "ivf", "recover", "ingest", "embed", "step", "reindex")
 _SHARDED = ("exact", "ivf", "recover")  # measured at every number of shards; the others at one

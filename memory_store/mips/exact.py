@@ -25,7 +25,7 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 # N rows in the shard, G groups of rows in a band, S bands, D dimension, B queries, b of them in a scan, K slots
 
-__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes", "restore_exact"]
+__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes", "is_saved", "restore_exact", "saved_bytes"]
 
 _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
@@ -71,7 +71,7 @@ class ExactIndex:
         self._saved: SavedArrays | None = None
         if plan.needs_scan:
             copy_ND, bounds = encoded or encode(vectors, plan.copy, workers)
-            if vectors.num_rows * vectors.dim >= _SAVED_VALUES:
+            if is_saved(vectors.num_rows, vectors.dim):
                 self._saved = saved_copy(copy_ND, bounds)
             if plan.copy is not None and copy_ND is not None:
                 self._scans[plan.copy] = CopyScan(plan.copy, copy_ND, bounds)
@@ -246,6 +246,16 @@ def exact_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
     copy = (measured_plan(rows, dim) if scan == "auto" else PRECISIONS.get(scan, PRECISIONS["bfloat16"])).copy
     copy_bytes = 0 if copy is None else COPY_DTYPES[copy].itemsize
     return math.ceil(padded(rows) * (dim * copy_bytes + _BOUND_BYTES + _WORKSPACE_BYTES))
+
+
+def is_saved(rows: int, dim: int) -> bool:
+    """Whether the copy of so many rows is kept in a file, which other processes map instead of making it again."""
+    return rows * dim >= _SAVED_VALUES
+
+
+def saved_bytes(rows: int, dim: int) -> int:
+    """The int8 copy of so many rows and its bounds, as a file holds them and as they are made in memory."""
+    return math.ceil(padded(rows) * (dim + 3 * 8 / GROUP_ROWS))
 
 
 def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:

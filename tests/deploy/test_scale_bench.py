@@ -9,19 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.bench.fit import fit_growth, fit_power_law, law_beyond
+from deploy.bench.fit import fit_growth, fit_power_law
+from deploy.bench.prediction import predicted
 from deploy.bench.scale import plan_cases, run_scale_bench
 from deploy.bench.scale_cases import CASES, Case, block_of, queries_of, run_case
-from deploy.bench.scale_report import (
-    Record,
-    exponents,
-    fill_page,
-    points_of,
-    predicted,
-    read_records,
-    tables,
-    write_charts,
-)
+from deploy.bench.scale_records import Record, points_of, read_records
+from deploy.bench.scale_report import exponents, fill_page, tables, write_charts
 from memory_store.errors import ConfigError
 
 
@@ -124,7 +117,9 @@ def test_what_a_case_needs_is_made_again_when_its_files_are_gone(tmp_path: Path)
 
 def made(kind: str, facts: int, shards: int, name: str, cpu_s: float | None) -> Record:
     stage = {"name": name, "wall_s": 0.5, "cpu_s": cpu_s, "peak_bytes": 2048, "figures": {"disk_bytes": 4096.0}}
-    return Record(case={"kind": kind, "facts": facts, "shards": shards}, stages=(stage,), peak_bytes=1 << 20)
+    return Record(
+        case={"kind": kind, "facts": facts, "shards": shards, "dim": 128}, stages=(stage,), peak_bytes=1 << 20
+    )
 
 
 def test_tables_and_charts_show_what_was_measured(tmp_path: Path) -> None:
@@ -150,25 +145,12 @@ def test_a_plan_follows_what_was_measured_around_its_size(tmp_path: Path) -> Non
     for record, wall_s in zip(records, (1.0, 10.0, 200.0), strict=True):
         record.case.update(dim=8, dtype="float32")  # type: ignore[attr-defined]
         record.stages[0]["wall_s"] = wall_s  # type: ignore[index]
-    assert predicted(records, 300_000, 8, "float32")["embed"] == pytest.approx(3)
-    assert predicted(records, 10**7, 8, "float32")["embed"] == pytest.approx(200)
-    assert predicted(records, 10**8, 8, "float32")["embed"] == pytest.approx(4000), "beyond, it goes on as it was"
-    assert predicted(records, 1000, 8, "float32")["embed"] == pytest.approx(0.01)
+    told = {facts: predicted(records, facts, 8, "float32")["embed"].cost for facts in (1000, 300_000, 10**7, 10**8)}
+    assert told == pytest.approx({1000: 0.01, 300_000: 3, 10**7: 200, 10**8: 2000})
     with pytest.raises(
         ConfigError, match="expected measurements of two sizes with D = 16 and float32, found 8 float32"
     ):
         predicted(records, 1000, 16, "float32")
-
-
-def test_a_cost_leads_on_as_it_came() -> None:
-    fixed = law_beyond([(10, 2.0), (100, 11.0)])
-    assert (fixed.at(1000), fixed.at(1)) == (pytest.approx(101), pytest.approx(1.1)), "1 to begin with, 0.1 for each"
-    assert law_beyond([(10, 1.0), (100, 200.0)]).at(1000) == pytest.approx(40_000), "faster than linear"
-    assert law_beyond([(10, 1.0), (100, 12.0)]).at(1000) == pytest.approx(120), "hardly faster"
-    assert law_beyond([(10, 4.0), (100, 3.0)]).at(1000) == pytest.approx(2.25), "less and less"
-    root = law_beyond([(1, 1.0), (100, 10.0), (10_000, 100.0)])
-    assert root.at(10**6) == pytest.approx(1000), "a line through the first two would have told 991 for 100"
-    assert law_beyond([(1, 2.0), (10, 11.0), (100, 100.0)]).at(1000) == pytest.approx(990, rel=0.01)
 
 
 def test_tables_go_into_the_places_of_a_page_and_nothing_else_changes() -> None:

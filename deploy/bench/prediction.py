@@ -1,0 +1,168 @@
+"""What a step will cost at a size that was not measured, by the records of sizes that were; pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from deploy.bench.laws import HELD, IN_BYTES, REPEATS_WITHIN, WORK, Prediction, Shape, lead_on, line_through
+from deploy.bench.scale_records import Record, points_of, stage_names
+from memory_store.errors import ConfigError
+
+__all__ = ["predicted", "probed", "told"]
+
+_BY_COPY: Final = ("open, first time", "open", "first search")
+"""Other work where the copy of `exact` is kept in a file than where each process makes its own."""
+_RECOVERY: Final = "killed shard serves again"
+_RECOVERS: Final = ("open", "first search")
+"""A new process, which takes as long whatever there is to serve, and then these."""
+_BATCH: Final = "ivf search"
+_BATCH_QUERIES: Final = 128
+_ONE: Final = "ivf search, one query"
+_WALL: Final = "wall_s"
+_WORKED: Final = "cpu_s"
+_BYTES: Final = "peak_bytes"
+
+
+def predicted(
+    records: Sequence[Record], facts: int, dim: int, dtype: str, value: str = "wall_s", shards: int = 1
+) -> dict[str, Prediction]:
+    """What each stage will cost for so many facts, by what was measured with this dimension and dtype.
+
+    value: of a stage: wall_s, cpu_s (left out where it is not known), or peak_bytes (of building). ConfigError where
+    nothing of the kind was measured at two sizes.
+    """
+    alike = [record for record in records if (record.case["dim"], record.case["dtype"]) == (dim, dtype)]
+    found = told(alike, Shape(facts=facts, dim=dim, shards=shards), value)
+    if not found:
+        measured = sorted({f"{record.case['dim']} {record.case['dtype']}" for record in records})
+        raise ConfigError(
+            f"expected measurements of two sizes with D = {dim} and {dtype}, found {', '.join(measured) or 'none'}; "
+            "make them with `hmn bench scale`"
+        )
+    return found
+
+
+def told(records: Sequence[Record], shape: Shape, value: str) -> dict[str, Prediction]:
+    """The same by records of one dimension and dtype, of every stage that they tell of; see `predicted`.
+
+    Stages that were not measured at two sizes with so many shards are told of as with one: on one machine, shards
+    divide the work and do not lessen it.
+    """
+    found: dict[str, Prediction] = {}
+    for stage in stage_names(records):
+        for shards in dict.fromkeys((shape.shards, 1)):
+            one = _told(records, stage, shape, value, shards)
+            if one is not None:
+                found[stage] = one
+                break
+    return _undisturbed(records, found, shape) if value == _WALL else found
+
+
+def _undisturbed(records: Sequence[Record], found: Mapping[str, Prediction], shape: Shape) -> dict[str, Prediction]:
+    """With room for a machine that does nothing else: the least of the processor seconds, divided among processors as
+    well as they were at any size. What else ran while a size was measured shows in its wall seconds alone."""
+    working = told(records, shape, _WORKED)
+    roomy = {}
+    for stage, one in found.items():
+        wall = dict(points_of(records, stage, _WALL, shape.shards)) or dict(points_of(records, stage, _WALL))
+        cpu = dict(points_of(records, stage, _WORKED, shape.shards)) or dict(points_of(records, stage, _WORKED))
+        shares = [wall[facts] / cpu[facts] for facts in wall if cpu.get(facts)]
+        least = working[stage].least * min(shares) if stage in working and shares else one.least
+        roomy[stage] = replace(one, least=min(one.least, least))
+    return roomy
+
+
+def _told(records: Sequence[Record], stage: str, shape: Shape, value: str, shards: int) -> Prediction | None:
+    points = _points(records, stage, shape, value, shards)
+    if value == _BYTES:
+        return _held(points, stage, shape)
+    if len(points) < 2:
+        return None
+    if stage == _RECOVERY:
+        return _recovery(records, points, shape, value, shards)
+    if stage == _ONE:
+        return _one_query(points, _points(records, _BATCH, shape, value, shards), shape)
+    if stage in _BY_COPY:
+        alike = [(at, cost) for at, cost in points if at.is_saved == shape.is_saved]
+        others = [(_facts(at), cost) for at, cost in points if at.is_saved != shape.is_saved]
+        if len(alike) == 1 and len(others) > 1:
+            # What is fixed is the same both ways.
+            (at, cost), fixed = alike[0], line_through(*others[:2]).fixed
+            return lead_on([(0.0, min(fixed, cost)), (_facts(at), cost)], _facts(shape))
+        if len(alike) > 1:
+            points = alike
+        elif shards > 1:
+            return None
+    work = WORK.get(stage, _facts)
+    asked = shape if stage == _BATCH else replace(shape, nprobe=None)
+    return lead_on([(work(at), cost) for at, cost in points], work(asked))
+
+
+def _points(records: Sequence[Record], stage: str, shape: Shape, value: str, shards: int) -> list[tuple[Shape, float]]:
+    """(what was measured, its cost), by size."""
+    lists = probed(records, shards)
+    return [
+        (Shape(facts=int(facts), dim=shape.dim, shards=shards, nprobe=lists.get(facts)), cost)
+        if stage in (_BATCH, _ONE)
+        else (Shape(facts=int(facts), dim=shape.dim, shards=shards), cost)
+        for facts, cost in points_of(records, stage, value, shards)
+        if cost > 0
+    ]
+
+
+def probed(records: Sequence[Record], shards: int) -> dict[float, int]:
+    """The lists that the approximate search probed, by size."""
+    return {
+        float(record.case["facts"]): int(stage["figures"]["nprobe"])
+        for record in records
+        if record.case["shards"] == shards
+        for stage in record.stages
+        if stage["name"] == _BATCH and "nprobe" in stage["figures"]
+    }
+
+
+def _held(points: Sequence[tuple[Shape, float]], stage: str, shape: Shape) -> Prediction | None:
+    held = HELD.get(stage)
+    if held is None or len(points) < 2:
+        return None
+    alone = Shape(facts=shape.facts, dim=shape.dim)  # the stages that hold a formula's bytes are measured with all rows
+    pairs = [(held(at), cost) for at, cost in points]
+    if pairs[0][0] == pairs[-1][0]:
+        cost = max(cost for _, cost in pairs)
+        return Prediction(cost=cost, least=cost * (1 - REPEATS_WITHIN), most=cost * (1 + REPEATS_WITHIN))
+    return lead_on(pairs, held(alone), each=1.0 if stage in IN_BYTES else 0.0)
+
+
+def _recovery(
+    records: Sequence[Record], points: Sequence[tuple[Shape, float]], shape: Shape, value: str, shards: int
+) -> Prediction | None:
+    """What the largest size took beside the parts, and the parts as they are told of."""
+    parts = [
+        _told(records, stage, shape, value, shards) or _told(records, stage, shape, value, 1) for stage in _RECOVERS
+    ]
+    at, cost = points[-1]
+    there = [dict(points_of(records, stage, value, shards)).get(float(at.facts)) for stage in _RECOVERS]
+    if any(part is None for part in parts) or any(part is None for part in there):
+        return lead_on([(_facts(at), cost) for at, cost in points], _facts(shape))
+    fixed = max(cost - sum(part for part in there if part is not None), 0.0)
+    known = [part for part in parts if part is not None]
+    return Prediction(
+        cost=fixed + sum(part.cost for part in known),
+        least=fixed * (1 - REPEATS_WITHIN) + sum(part.least for part in known),
+        most=fixed * (1 + REPEATS_WITHIN) + sum(part.most for part in known),
+    )
+
+
+def _one_query(points: Sequence[tuple[Shape, float]], batch: Sequence[tuple[Shape, float]], shape: Shape) -> Prediction:
+    """What one query costs is nearly all fixed: what a unit of work adds is told by many queries together."""
+    work = WORK[_ONE]
+    at, cost = points[-1]
+    each = 0.0
+    if len(batch) > 1:
+        each = line_through(*[(work(at), cost) for at, cost in batch[-2:]]).each / _BATCH_QUERIES
+    found = max(cost + each * (work(shape) - work(at)), 0.0)
+    return Prediction(cost=found, least=found * (1 - REPEATS_WITHIN), most=found * (1 + REPEATS_WITHIN))
+
+
+def _facts(shape: Shape) -> float:
+    return float(shape.facts)
