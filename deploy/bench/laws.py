@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from memory_store.mips.base import IndexSpec
 from memory_store.mips.coarse import groups_looked_at
 from memory_store.mips.codes import code_width
 from memory_store.mips.exact import is_saved, saved_bytes
@@ -22,6 +23,8 @@ __all__ = ["HELD", "IN_BYTES", "REPEATS_WITHIN", "WORK", "Line", "Prediction", "
 REPEATS_WITHIN = 0.1
 """So far from their middle lie two measurements of a stage at one size, mostly: two virtual cores, nothing beside."""
 
+_COPY = IndexSpec("exact", {"scan": "int8"})  # where another is kept, what was measured says so
+_FAR = 5  # times as much work
 _ROW_NUMBER_BYTES = 8  # beside the codes of a row in a list
 _RESIDENT_GENERATIONS = 2  # while the next generation loads, the one being served stays
 
@@ -85,12 +88,15 @@ def line_through(one: tuple[float, float], two: tuple[float, float]) -> Line:
 
 
 def lead_on(points: Sequence[tuple[float, float]], work: float, *, each: float = 0.0) -> Prediction:
-    """The cost of so much work, by at least two (work, cost) pairs, ascending: by the line through the two around it,
-    or through the nearest two. each: what a unit costs at least, where a formula says so."""
+    """The cost of so much work, by at least two (work, cost) pairs, ascending: by the line through the two around it;
+    beyond them, through the nearest and the next that is far enough from it, for what two near ones are off by would be
+    multiplied. each: what a unit costs at least, where a formula says so."""
     if len({one for one, _ in points}) < 2:
         raise ValueError(f"expected at least two different amounts of work, found {sorted({one for one, _ in points})}")
     upper = min(max(sum(one < work for one, _ in points), 1), len(points) - 1)
     one, two = points[upper - 1], points[upper]
+    if work > two[0]:
+        one = next((point for point in reversed(points[:upper]) if point[0] * _FAR <= two[0]), one)
 
     def told(off_one: float, off_two: float) -> float:
         line = line_through((one[0], one[1] * (1 + off_one)), (two[0], two[1] * (1 + off_two)))
@@ -139,7 +145,7 @@ def _root(shape: Shape) -> float:
 
 
 def _copy(shape: Shape) -> float:
-    return shape.shards * saved_bytes(shape.rows, shape.dim)
+    return shape.shards * saved_bytes(_COPY, shape.rows, shape.dim)
 
 
 def _copies(shape: Shape) -> float:

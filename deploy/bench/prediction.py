@@ -55,21 +55,36 @@ def told(records: Sequence[Record], shape: Shape, value: str) -> dict[str, Predi
             if one is not None:
                 found[stage] = one
                 break
-    return _undisturbed(records, found, shape) if value == _WALL else found
+    return _on_the_clock(records, found, shape) if value == _WALL else found
 
 
-def _undisturbed(records: Sequence[Record], found: Mapping[str, Prediction], shape: Shape) -> dict[str, Prediction]:
-    """With room for a machine that does nothing else: the least of the processor seconds, divided among processors as
-    well as they were at any size. What else ran while a size was measured shows in its wall seconds alone."""
+def _on_the_clock(records: Sequence[Record], found: Mapping[str, Prediction], shape: Shape) -> dict[str, Prediction]:
+    """Wall seconds from processor seconds, where these are known: times the least that the clock said for a processor
+    second at any size. That is the machine with nothing beside, for what else runs while a stage is measured adds to
+    the clock alone, and to each size as it happens. The range goes on to what the wall seconds themselves lead to."""
     working = told(records, shape, _WORKED)
-    roomy = {}
+    seconds = {}
     for stage, one in found.items():
-        wall = dict(points_of(records, stage, _WALL, shape.shards)) or dict(points_of(records, stage, _WALL))
-        cpu = dict(points_of(records, stage, _WORKED, shape.shards)) or dict(points_of(records, stage, _WORKED))
-        shares = [wall[facts] / cpu[facts] for facts in wall if cpu.get(facts)]
-        least = working[stage].least * min(shares) if stage in working and shares else one.least
-        roomy[stage] = replace(one, least=min(one.least, least))
-    return roomy
+        shares = _clock_for_processor(records, stage, shape)
+        if stage not in working or not shares:
+            seconds[stage] = one
+            continue
+        cpu, share = working[stage], min(shares)
+        least, most = min(one.least, cpu.least * share), max(one.most, cpu.most * share)
+        seconds[stage] = Prediction(cost=cpu.cost * share, least=least, most=most)
+    return seconds
+
+
+def _clock_for_processor(records: Sequence[Record], stage: str, shape: Shape) -> list[float]:
+    """Wall seconds for a processor second, of every size at which the stage does what it will do here."""
+    for shards in dict.fromkeys((shape.shards, 1)):
+        wall = _points(records, stage, shape, _WALL, shards)
+        cpu = {at.facts: cost for at, cost in _points(records, stage, shape, _WORKED, shards)}
+        shares = [(at, cost / cpu[at.facts]) for at, cost in wall if at.facts in cpu]
+        alike = [share for at, share in shares if stage not in _BY_COPY or at.is_saved == shape.is_saved]
+        if alike or shards == 1:
+            return alike or [share for _, share in shares]
+    return []
 
 
 def _told(records: Sequence[Record], stage: str, shape: Shape, value: str, shards: int) -> Prediction | None:

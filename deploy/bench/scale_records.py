@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "points_of", "read_records", "sizes_of", "stage_names"]
+__all__ = ["Record", "case_key", "points_of", "read_records", "sizes_of", "stage_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +20,38 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a results file; none where there is no file. A last line that was cut off is left out."""
+    """The records of a results file, one for each case; none where there is no file.
+
+    Of a case that was measured several times, the best of each stage counts, as of the turns of a stage. A last line
+    that was cut off is left out.
+    """
     if not path.exists():
         return []
-    records = []
+    records: dict[str, Record] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found = json.loads(line)
         except ValueError:
             continue
-        records.append(Record(case=found["case"], stages=tuple(found["stages"]), peak_bytes=found["peak_bytes"]))
-    return records
+        one = Record(case=found["case"], stages=tuple(found["stages"]), peak_bytes=found["peak_bytes"])
+        key = case_key(one.case)
+        records[key] = _best(records[key], one) if key in records else one
+    return list(records.values())
+
+
+def case_key(case: Mapping[str, object]) -> str:
+    """Names the case among all: what has the same was measured already."""
+    return json.dumps(dict(case), sort_keys=True)
+
+
+def _best(one: Record, other: Record) -> Record:
+    before = {stage["name"]: stage for stage in one.stages}
+    stages = []
+    for stage in other.stages:
+        pair = [stage, before.get(stage["name"], stage)]
+        known = [turn["cpu_s"] for turn in pair if turn["cpu_s"] is not None]
+        stages.append({**stage, "wall_s": min(turn["wall_s"] for turn in pair), "cpu_s": min(known, default=None)})
+    return Record(case=other.case, stages=tuple(stages), peak_bytes=max(one.peak_bytes, other.peak_bytes))
 
 
 def points_of(

@@ -145,6 +145,8 @@ def _show(console: Console, plan: Plan, machine: Machine) -> None:
             "  while a generation loads": size(shard.reload_bytes + 2 * shard.mapped_bytes),
             "memory, all shards": size(plan.memory_bytes),
             "memory, embedding": f"{size(plan.embed_worker_bytes)} per worker",
+            "memory, first opening": f"{size(plan.opening_bytes)} beside the vectors",
+            "memory, re-index": f"{size(plan.reindex_bytes)} beside the vectors",
             "memory, training": size(plan.train_bytes),
             "disk, facts": f"about {size(plan.facts_disk_bytes)}; entities with many names take up to 5 times that",
             "disk, vectors": f"{size(plan.vectors_disk_bytes)} per generation",

@@ -31,7 +31,8 @@ _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and 
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
 _MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
-_BOUND_BYTES = (3 * 4 + 2 * 4 + 3 * 8) / GROUP_ROWS  # per row: of both scans in float32, and as they are saved
+_SAVED_BOUND_BYTES = 3 * 8 / GROUP_ROWS  # per row
+_BOUND_BYTES = (3 * 4 + 2 * 4) / GROUP_ROWS + _SAVED_BOUND_BYTES  # per row: of both scans, and as they are saved
 _WORKSPACE_BYTES = (1 + 1 / BAND_GROUPS) * 4 * MOST_COLUMNS / GROUP_ROWS  # per row: what one search writes and reads
 _SAVED_VALUES = 2**27  # 1M rows of 128: from here on, a file of a quarter of the vectors' size is worth it
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
@@ -242,10 +243,7 @@ def _plan(vectors: ShardVectors, options: Mapping[str, str]) -> ScanPlan:
 def exact_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
     """What the index will hold once it has searched a large batch: its copy, in what this processor scans fastest, the
     bounds of the proof, and the workspace of one search at a time."""
-    scan = spec.options.get("scan", "auto")
-    copy = (measured_plan(rows, dim) if scan == "auto" else PRECISIONS.get(scan, PRECISIONS["bfloat16"])).copy
-    copy_bytes = 0 if copy is None else COPY_DTYPES[copy].itemsize
-    return math.ceil(padded(rows) * (dim * copy_bytes + _BOUND_BYTES + _WORKSPACE_BYTES))
+    return math.ceil(padded(rows) * (dim * _planned_value_bytes(spec, rows, dim) + _BOUND_BYTES + _WORKSPACE_BYTES))
 
 
 def is_saved(rows: int, dim: int) -> bool:
@@ -253,9 +251,16 @@ def is_saved(rows: int, dim: int) -> bool:
     return rows * dim >= _SAVED_VALUES
 
 
-def saved_bytes(rows: int, dim: int) -> int:
-    """The int8 copy of so many rows and its bounds, as a file holds them and as they are made in memory."""
-    return math.ceil(padded(rows) * (dim + 3 * 8 / GROUP_ROWS))
+def saved_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """The copy of so many rows and its bounds, as a file holds them and as they are made in memory."""
+    return math.ceil(padded(rows) * (dim * _planned_value_bytes(spec, rows, dim) + _SAVED_BOUND_BYTES))
+
+
+def _planned_value_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """Of the copy."""
+    scan = spec.options.get("scan", "auto")
+    copy = (measured_plan(rows, dim) if scan == "auto" else PRECISIONS.get(scan, PRECISIONS["bfloat16"])).copy
+    return 0 if copy is None else COPY_DTYPES[copy].itemsize
 
 
 def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:

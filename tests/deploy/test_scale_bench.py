@@ -100,6 +100,21 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "exact search" in tables(records)["time"]
 
 
+def test_what_is_measured_again_counts_where_it_was_better(tmp_path: Path) -> None:
+    results, seconds = tmp_path / "scale.jsonl", iter([(3.0, 1.0), (2.0, 1.5), (9.0, 9.0)])
+
+    def run(case: dict[str, Any], at: Path) -> tuple[list[dict[str, Any]], int]:
+        wall_s, cpu_s = next(seconds)
+        return [{"name": "write", "wall_s": wall_s, "cpu_s": cpu_s, "peak_bytes": 1, "figures": {}}], int(wall_s)
+
+    cases = plan_cases([100], [1], ["write"], threads=1, dim=8, dtype="float32")
+    for again in (False, False, True, True):
+        (record,) = run_scale_bench(results, cases, folder=tmp_path / "work", run=run, again=again)
+    assert (record.stages[0]["wall_s"], record.stages[0]["cpu_s"], record.peak_bytes) == (2.0, 1.0, 9)
+    assert read_records(results) == [record]
+    assert len(results.read_text().splitlines()) == 3, "nothing that was measured is thrown away"
+
+
 def test_what_a_case_needs_is_made_again_when_its_files_are_gone(tmp_path: Path) -> None:
     ran: list[object] = []
 
