@@ -12,11 +12,14 @@ __all__ = ["predicted", "probed", "told"]
 
 _BY_COPY: Final = ("open, first time", "open", "first search")
 """Other work where the copy of `exact` is kept in a file than where each process makes its own."""
+_OPENING: Final = _BY_COPY[:2]
+"""Where the copy is in a file, less of it is shared among processors, and the first waits for the disk."""
 _RECOVERY: Final = "killed shard serves again"
 _RECOVERS: Final = ("open", "first search")
 """A new process, which takes as long whatever there is to serve, and then these."""
 _BATCH: Final = "ivf search"
 _BATCH_QUERIES: Final = 128
+_TELLING: Final = 2.0  # times as much work
 _ONE: Final = "ivf search, one query"
 _WALL: Final = "wall_s"
 _WORKED: Final = "cpu_s"
@@ -81,7 +84,7 @@ def _clock_for_processor(records: Sequence[Record], stage: str, shape: Shape) ->
         wall = _points(records, stage, shape, _WALL, shards)
         cpu = {at.facts: cost for at, cost in _points(records, stage, shape, _WORKED, shards)}
         shares = [(at, cost / cpu[at.facts]) for at, cost in wall if at.facts in cpu]
-        alike = [share for at, share in shares if stage not in _BY_COPY or at.is_saved == shape.is_saved]
+        alike = [share for at, share in shares if stage not in _OPENING or at.is_saved == shape.is_saved]
         if alike or shards == 1:
             return alike or [share for _, share in shares]
     return []
@@ -96,7 +99,10 @@ def _told(records: Sequence[Record], stage: str, shape: Shape, value: str, shard
     if stage == _RECOVERY:
         return _recovery(records, points, shape, value, shards)
     if stage == _ONE:
-        return _one_query(points, _points(records, _BATCH, shape, value, shards), shape)
+        batch = _points(records, _BATCH, shape, value, shards)
+        return _one_query(points, batch if _tells(batch, shards) else _points(records, _BATCH, shape, value, 1), shape)
+    if stage == _BATCH and not _tells(points, shards):
+        return None
     if stage in _BY_COPY:
         alike = [(at, cost) for at, cost in points if at.is_saved == shape.is_saved]
         others = [(_facts(at), cost) for at, cost in points if at.is_saved != shape.is_saved]
@@ -111,6 +117,12 @@ def _told(records: Sequence[Record], stage: str, shape: Shape, value: str, shard
     work = WORK.get(stage, _facts)
     asked = shape if stage == _BATCH else replace(shape, nprobe=None)
     return lead_on([(work(at), cost) for at, cost in points], work(asked))
+
+
+def _tells(points: Sequence[tuple[Shape, float]], shards: int) -> bool:
+    """Whether searches that probed other numbers of lists did work so different that it shows in their cost."""
+    work = [WORK[_BATCH](at) for at, _ in points]
+    return shards == 1 or (len(work) > 1 and max(work) >= _TELLING * min(work))
 
 
 def _points(records: Sequence[Record], stage: str, shape: Shape, value: str, shards: int) -> list[tuple[Shape, float]]:

@@ -107,15 +107,16 @@ def _growth(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _plan_table(records: Sequence[Record]) -> str:
-    """What the smaller sizes say of the largest, and what it was; at the end, how much of it was within a fifth."""
+    """What the smaller sizes say of the largest, and what it was; for each number of shards, how much was near."""
     sizes = sizes_of(records)
     if len(sizes) < 3:
         return ""
     before = [record for record in records if record.case["facts"] < sizes[-1]]
     shown = {"wall_s": _seconds, "cpu_s": _seconds, "peak_bytes": size}
-    near: dict[str, list[bool]] = {value: [] for value in shown}
     rows = []
     for shards in sorted({int(record.case["shards"]) for record in records}):
+        near: dict[str, list[bool]] = {value: [] for value in shown}
+        beside = "" if shards == 1 else f", {shards} shards"
         lists = probed(records, shards).get(sizes[-1])  # how many there must be, the vectors say and no plan
         shape = Shape(facts=sizes[-1], dim=int(records[0].case["dim"]), shards=shards, nprobe=lists)
         said = {value: told(before, shape, value) for value in shown}
@@ -131,10 +132,12 @@ def _plan_table(records: Sequence[Record]) -> str:
                 expected = "" if one.holds(found) else f", expected {text(one.least)} to {text(one.most)}"
                 cells.append(f"{text(one.cost)}, was {text(found)} ({one.cost / found - 1:+.0%}{expected})")
             if any(cells):
-                rows.append([stage if shards == 1 else f"{stage}, {shards} shards", *cells])
-    counts = [f"{sum(found)} of {len(found)}" if found else "" for found in near.values()]
+                rows.append([f"{stage}{beside}", *cells])
+        counts = [f"{sum(found)} of {len(found)}" if found else "" for found in near.values()]
+        if any(counts):
+            rows.append([f"within {_NEAR:.0%}{beside}", *counts])
     head = [f"{sizes[-1]:,} facts", "wall", "processor", "memory"]
-    return _markdown(head, [*rows, [f"within {_NEAR:.0%}", *counts]]) if rows else ""
+    return _markdown(head, rows) if rows else ""
 
 
 def _shards_table(records: Sequence[Record]) -> str:

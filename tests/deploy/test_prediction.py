@@ -92,6 +92,19 @@ def test_an_approximate_search_is_told_of_for_the_lists_that_it_will_probe() -> 
     assert by_default["ivf search"].cost == pytest.approx(law(at(LARGE)))
 
 
+def test_the_clock_is_told_of_by_the_processor_as_it_goes_where_nothing_runs_beside() -> None:
+    def measured(facts: int, disturbed: float) -> Record:
+        one = record("exact", at(facts), exact_search=1e-6 * facts)
+        one.stages[0].update(wall_s=0.5e-6 * facts * disturbed)  # type: ignore[attr-defined]
+        return one
+
+    records = [measured(10**5, disturbed=1.0), measured(10**6, disturbed=4.0)]
+    found = told(records, at(LARGE), "wall_s")["exact search"]
+    assert found.cost == pytest.approx(5.0), "two processors shared it where they could"
+    assert found.least <= 5.0
+    assert found.most >= 20.0, "and what ran beside may do so again"
+
+
 def test_opening_is_told_of_by_sizes_whose_copy_is_kept_in_the_same_place() -> None:
     def cost(shape: Shape) -> float:
         return 0.01 + (0.7e-7 if shape.is_saved else 3.5e-7) * shape.facts
