@@ -6,6 +6,7 @@ from typing import Literal
 from deploy.console import size
 from memory_store.errors import ConfigError
 from memory_store.mips.base import parse_index
+from memory_store.mips.exact import saved_bytes
 from memory_store.mips.ivf import default_nlist
 from memory_store.mips.registry import INDEXES
 from memory_store.placement import place
@@ -56,8 +57,9 @@ class Plan:
     """What `hmn plan` prints. All sizes in bytes.
 
     memory_bytes: all shards, while a generation loads, vectors included. disk_bytes: two generations of vectors and
-    the facts. train_bytes: the trainer's own process. nlist: of an `ivf` index over one shard. problems: why it will
-    not work here; empty if it will.
+    the facts. opening_bytes: of the process that opens the memory first and so makes the index of all shards, vectors
+    apart; reindex_bytes: of one that serves them and embeds everything anew. train_bytes: the trainer's own process.
+    nlist: of an `ivf` index over one shard. problems: why it will not work here; empty if it will.
     """
 
     facts: int
@@ -73,6 +75,8 @@ class Plan:
     vectors_disk_bytes: int
     disk_bytes: int
     embed_worker_bytes: int
+    opening_bytes: int
+    reindex_bytes: int
     train_bytes: int
     nlist: int
     problems: tuple[str, ...]
@@ -109,6 +113,8 @@ def plan_memory(
     embed_worker_bytes = (
         PROCESS_BYTES + LOADED_COPIES * table_bytes + min(facts, PART_ROWS) * (dim * 4 + 2 * FACT_BYTES)
     )
+    spec = parse_index(index, INDEXES)
+    built_bytes = used * (saved_bytes(spec, shard.rows, dim) if spec.name == "exact" else shard.index_bytes)
     return Plan(
         facts=facts,
         dim=dim,
@@ -123,6 +129,8 @@ def plan_memory(
         vectors_disk_bytes=vectors_disk_bytes,
         disk_bytes=disk_bytes,
         embed_worker_bytes=embed_worker_bytes,
+        opening_bytes=PROCESS_BYTES + built_bytes,
+        reindex_bytes=embed_worker_bytes + RESIDENT_GENERATIONS * built_bytes,
         train_bytes=train_bytes,
         nlist=default_nlist(shard.rows),
         problems=tuple(_problems(machine, used, shard, disk_bytes, train_bytes)),

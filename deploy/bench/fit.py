@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["Growth", "Line", "PowerLaw", "fit_growth", "fit_power_law", "law_beyond"]
+__all__ = ["Growth", "PowerLaw", "fit_growth", "fit_power_law"]
 
-_HARDLY_FASTER = 1.3  # times the cost of an item at the size before
 _SHARES = [0.0, *(step / 200 for step in range(1, 200))]  # of the least cost, that may be fixed
 
 
@@ -40,18 +39,6 @@ class Growth:
         return float(self.fixed + self.factor * size**self.exponent)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """cost = fixed + each * size."""
-
-    fixed: float
-    each: float
-
-    def at(self, size: float) -> float:
-        """The cost that the line gives for a size."""
-        return self.fixed + self.each * size
-
-
 def fit_growth(points: Sequence[tuple[float, float]]) -> Growth:
     """Fit (size, cost) pairs of at least three different sizes: the fixed part that leaves the least deviation.
 
@@ -68,36 +55,6 @@ def fit_growth(points: Sequence[tuple[float, float]]) -> Growth:
         one = Growth(fixed=fixed, exponent=law.exponent, factor=law.factor, worst=0.0)
         fits.append(replace(one, worst=max(abs(cost / one.at(size) - 1) for size, cost in points)))
     return min(fits, key=lambda fit: fit.worst)
-
-
-def law_beyond(points: Sequence[tuple[float, float]]) -> Line | PowerLaw:
-    """What leads on from the last two (size, cost) pairs, which it passes through; sizes ascend.
-
-    A line, where it has a fixed part: most stages cost something to begin with and then the same for every item, and a
-    power law would take the first for a sign of the second growing slowly. A line without one, through the last alone,
-    for what grows hardly faster: so much comes of other work on the machine, and a power law would have it grow on. A
-    power law for what grows faster, and for what the pair before says: that law is taken which would have told the last
-    cost better from the two before it.
-    """
-    lines = [_line(*points[end - 2 : end]) for end in range(2, len(points) + 1)]
-    line, law = lines[-1], fit_power_law(points[-2:])
-    if line is None:
-        return law
-    if len(points) > 2 and (before := lines[-2]) is not None:
-        size, cost = points[-1]
-        told = (one.at(size) for one in (before, fit_power_law(points[-3:-1])))
-        by_line, by_law = (abs(math.log(one / cost)) for one in told)
-        return line if by_line <= by_law else law
-    return line
-
-
-def _line(one: tuple[float, float], two: tuple[float, float]) -> Line | None:
-    """Through both, or nearly; None where that would have to cost less than nothing somewhere."""
-    each = (two[1] - one[1]) / (two[0] - one[0])
-    fixed = one[1] - each * one[0]
-    if fixed < 0 and two[1] * one[0] <= _HARDLY_FASTER * one[1] * two[0]:
-        return Line(fixed=0.0, each=two[1] / two[0])
-    return Line(fixed=fixed, each=each) if each > 0 and fixed >= 0 else None
 
 
 def fit_power_law(points: Sequence[tuple[float, float]]) -> PowerLaw:

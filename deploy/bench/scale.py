@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from deploy.bench.process_memory import run_measured
-from deploy.bench.scale_report import Record, exponents, fill_page, read_records, tables, write_charts
+from deploy.bench.scale_records import Record, case_key, read_records
+from deploy.bench.scale_report import exponents, fill_page, tables, write_charts
 from deploy.console import Console
 from deploy.options import examples, json_option
 from memory_store.errors import ConfigError, HmnError
@@ -20,7 +22,7 @@ from memory_store.progress import Progress, silent
 
 __all__ = ["command", "in_a_process", "plan_cases", "run_scale_bench"]
 
-SIZES = ("1e5", "1e6", "1e7")
+SIZES = ("1e5", "1e6", "2e6", "1e7")  # from 2^27 values on, `exact` keeps its copy in a file
 SHARDS = (1, 2, 4)
 KINDS = ("write", "exact", "faiss", "ivf", "recover", "ingest", "embed", "step", "reindex")
 _SHARDED = ("exact", "ivf", "recover")  # measured at every number of shards; the others at one
@@ -61,17 +63,20 @@ def run_scale_bench(
     *,
     folder: Path | None = None,
     run: Callable[[dict[str, object], Path], Measured] | None = None,
+    again: bool = False,
     progress: Progress = silent,
 ) -> list[Record]:
     """Run the cases that `results` does not hold yet, each in a process of its own, and add a line for each.
+
+    again: run those that it holds as well, so that the best of both counts.
 
     folder: where the memories are made; what is there of an earlier run is used again. Without one, a temporary folder,
     and each size's memories go when its cases are done. run: another way to run a case in a folder. Returns all that
     `results` then holds of these cases. HmnError when a case fails; what was measured before it stays.
     """
     measure = run or in_a_process
-    done = {_key(record.case): record for record in read_records(results)}
-    wanted = [case for case in cases if _key(case) not in done]
+    done = {case_key(record.case) for record in read_records(results)}
+    wanted = [case for case in cases if again or case_key(case) not in done]
     results.parent.mkdir(parents=True, exist_ok=True)
     with _work_folder(folder) as work:
         for number, case in enumerate(wanted):
@@ -83,12 +88,17 @@ def run_scale_bench(
             record = Record(case=case, stages=tuple(stages), peak_bytes=peak)
             with results.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(record)) + "\n")
-            done[_key(case)] = record
             progress("scale", number + 1, len(wanted), unit="cases", note=f"{case['kind']} at {case['facts']:,}")
             last = number + 1 == len(wanted) or wanted[number + 1]["facts"] != case["facts"]
             if folder is None and last:
                 shutil.rmtree(at)
-    return [done[_key(case)] for case in cases]
+    measured = {case_key(record.case): record for record in read_records(results)}
+    return [measured[case_key(case)] for case in cases]
+
+
+def _place(case: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Where plan_cases has it."""
+    return case["facts"], KINDS.index(case["kind"]), case["shards"]
 
 
 def _missing(case: dict[str, object], at: Path) -> list[dict[str, object]]:
@@ -114,13 +124,9 @@ def in_a_process(case: dict[str, object], at: Path) -> Measured:
     args = [sys.executable, "-m", "deploy.bench.scale_cases", json.dumps(case), str(at), str(output)]
     status, peak = run_measured(args, every_s=_SAMPLE_EVERY_S)
     if status != 0 or not output.exists():
-        raise HmnError(f"the case {_key(case)} ended with exit status {status}; its message is above")
+        raise HmnError(f"the case {case_key(case)} ended with exit status {status}; its message is above")
     stages: list[dict[str, object]] = json.loads(output.read_text(encoding="utf-8"))
     return stages, peak
-
-
-def _key(case: Mapping[str, object]) -> str:
-    return json.dumps(dict(case), sort_keys=True)
 
 
 @contextmanager
@@ -169,6 +175,8 @@ def _numbers(text: str, option: str) -> list[int]:
     show_default=True,
     help="One line per case; what it holds is not measured again.",
 )
+@click.option("--no-run", is_flag=True, help="Measure nothing: tables and charts of all that it holds.")
+@click.option("--again", is_flag=True, help="Measure what it holds once more; the best counts.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the memories here, for another run to use.")
 @click.option("--charts", type=click.Path(path_type=Path), help="Write the charts to this folder, as SVG.")
 @click.option(
@@ -185,6 +193,8 @@ def command(
     dtype: str,
     threads: int,
     results: Path,
+    no_run: bool,
+    again: bool,
     folder: Path | None,
     charts: Path | None,
     page: Path | None,
@@ -202,7 +212,10 @@ def command(
     cases = plan_cases(
         _numbers(sizes, "--sizes"), _numbers(shards, "--shards"), kinds, threads=threads, dim=dim, dtype=dtype
     )
-    records = run_scale_bench(results, cases, folder=folder, progress=console.progress)
+    if no_run:
+        records = sorted(read_records(results), key=lambda record: _place(record.case))
+    else:
+        records = run_scale_bench(results, cases, folder=folder, again=again, progress=console.progress)
     if charts is not None:
         write_charts(records, charts)
     if page is not None:

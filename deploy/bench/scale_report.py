@@ -1,106 +1,34 @@
 """The records of `hmn bench scale` as tables in Markdown and charts in SVG."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from deploy.bench.fit import PowerLaw, fit_growth, fit_power_law, law_beyond
+from deploy.bench.fit import PowerLaw, fit_growth, fit_power_law
+from deploy.bench.laws import Shape
+from deploy.bench.prediction import probed, told
+from deploy.bench.scale_records import Record, points_of, sizes_of, stage_names
 from deploy.console import duration, size
-from memory_store.errors import ConfigError
 from trainer.report.style import STYLE
 from trainer.report.svg import Series, line_chart
 
-__all__ = ["Record", "exponents", "fill_page", "points_of", "predicted", "read_records", "tables", "write_charts"]
+__all__ = ["exponents", "fill_page", "tables", "write_charts"]
 
 _PER_FACT = ("ingest", "embed", "write", "re-index")  # their rate is what people ask for
-_ROOT = ("ivf search", "ivf search, one query", "training step", "search of a training step")
-"""Their time grows with the root of the facts, beside what is fixed: so do the lists of `ivf` and the rows in each."""
-_MEMORY_GROWTH = {"write": 0.0, "ingest": 0.0, "embed": 0.0, "ivf build": 0.5, "open, first time": 1.0, "re-index": 1.0}
-"""The power of the facts that the memory of a stage grows with. Others hold what one of these has made."""
+_NEAR = 0.2  # of what was measured: so near is a plan meant to be
 _CHARTS = {
     "building": ("ingest", "embed", "write", "re-index", "ivf build", "open, first time"),
     "searching": ("exact search", "exact search, one query", "ivf search", "ivf search, one query", "training step"),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One line of the results. case: what was asked for; stages: as scale_cases.Stage; peak_bytes: of all processes of
-    the case together, files that they mapped included."""
-
-    case: Mapping[str, Any]
-    stages: tuple[Mapping[str, Any], ...]
-    peak_bytes: int
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a results file; none where there is no file. A last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        records.append(Record(case=found["case"], stages=tuple(found["stages"]), peak_bytes=found["peak_bytes"]))
-    return records
-
-
-def points_of(records: Iterable[Record], stage: str, value: str = "cpu_s") -> list[tuple[float, float]]:
-    """(facts, value) of a stage at one shard, by size; where the value is not known there is none."""
-    found = {
-        float(record.case["facts"]): float(one[value])
-        for record in records
-        if record.case["shards"] == 1
-        for one in record.stages
-        if one["name"] == stage and one[value] is not None
-    }
-    return sorted(found.items())
-
-
 def exponents(records: Sequence[Record], value: str = "cpu_s") -> dict[str, PowerLaw]:
     """The power law of every stage that was measured at two sizes or more, in processor seconds or in `wall_s`."""
     laws = {}
-    for stage in _stage_names(records):
+    for stage in stage_names(records):
         points = [(facts, cost) for facts, cost in points_of(records, stage, value) if cost > 0]
         if len(points) > 1:
             laws[stage] = fit_power_law(points)
     return laws
-
-
-def predicted(records: Sequence[Record], facts: int, dim: int, dtype: str, value: str = "wall_s") -> dict[str, float]:
-    """What each stage will cost for so many facts, by what was measured with this dimension and dtype, at one shard:
-    between the two measured sizes around it, or beyond them as the nearest lead on (see law_beyond). Approximate search
-    grows with the root of the facts, and some stages take no more memory for more of them.
-
-    value: of a stage: wall_s, cpu_s (left out where it is not known), or peak_bytes (of building). ConfigError where
-    nothing of the kind was measured at two sizes.
-    """
-    alike = [record for record in records if (record.case["dim"], record.case["dtype"]) == (dim, dtype)]
-    found = _led_on(alike, facts, value)
-    if not found:
-        measured = sorted({f"{record.case['dim']} {record.case['dtype']}" for record in records})
-        raise ConfigError(
-            f"expected measurements of two sizes with D = {dim} and {dtype}, found {', '.join(measured) or 'none'}; "
-            "make them with `hmn bench scale`"
-        )
-    return found
-
-
-def _led_on(records: Sequence[Record], facts: int, value: str) -> dict[str, float]:
-    found = {}
-    for stage in _stage_names(records):
-        points = [(size, cost) for size, cost in points_of(records, stage, value) if cost > 0]
-        power = _MEMORY_GROWTH.get(stage) if value == "peak_bytes" else 0.5 if stage in _ROOT else 1.0
-        if len(points) < 2 or power is None:
-            continue
-        above = min(max(sum(size < facts for size, _ in points), 1), len(points) - 1)
-        leading = [(size**power, cost) for size, cost in points[: above + 1]]
-        found[stage] = law_beyond(leading).at(facts**power) if power else leading[-1][1]
-    return found
 
 
 def fill_page(text: str, made: Mapping[str, str]) -> str:
@@ -151,18 +79,10 @@ def _standing_alone(chart: str) -> str:
     return f"{head}><style>{STYLE}</style>{paper}{rest}\n"
 
 
-def _stage_names(records: Iterable[Record]) -> list[str]:
-    return list(dict.fromkeys(str(stage["name"]) for record in records for stage in record.stages))
-
-
-def _sizes(records: Iterable[Record]) -> list[int]:
-    return sorted({int(record.case["facts"]) for record in records})
-
-
 def _time_table(records: Sequence[Record]) -> str:
-    sizes, laws = _sizes(records), exponents(records)
+    sizes, laws = sizes_of(records), exponents(records)
     rows = []
-    for stage in _stage_names(records):
+    for stage in stage_names(records):
         cpu, wall = (dict(points_of(records, stage, value)) for value in ("cpu_s", "wall_s"))
         if not wall:
             continue
@@ -187,24 +107,37 @@ def _growth(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _plan_table(records: Sequence[Record]) -> str:
-    """What the smaller sizes say of the largest, and what it was."""
-    sizes = _sizes(records)
+    """What the smaller sizes say of the largest, and what it was; for each number of shards, how much was near."""
+    sizes = sizes_of(records)
     if len(sizes) < 3:
         return ""
     before = [record for record in records if record.case["facts"] < sizes[-1]]
     shown = {"wall_s": _seconds, "cpu_s": _seconds, "peak_bytes": size}
-    told = {value: _led_on(before, sizes[-1], value) for value in shown}
-
-    def cell(stage: str, value: str) -> str:
-        found = dict(points_of(records, stage, value)).get(sizes[-1])
-        if found is None or stage not in told[value]:
-            return ""
-        text, said = shown[value], told[value][stage]
-        return f"{text(said)}, was {text(found)} ({said / found - 1:+.0%})"
-
-    rows = [[stage, *(cell(stage, value) for value in shown)] for stage in told["wall_s"]]
-    rows = [row for row in rows if any(row[1:])]
-    return _markdown([f"{sizes[-1]:,} facts", "wall", "processor", "memory"], rows) if rows else ""
+    rows = []
+    for shards in sorted({int(record.case["shards"]) for record in records}):
+        near: dict[str, list[bool]] = {value: [] for value in shown}
+        beside = "" if shards == 1 else f", {shards} shards"
+        lists = probed(records, shards).get(sizes[-1])  # how many there must be, the vectors say and no plan
+        shape = Shape(facts=sizes[-1], dim=int(records[0].case["dim"]), shards=shards, nprobe=lists)
+        said = {value: told(before, shape, value) for value in shown}
+        for stage in stage_names(records):
+            cells = []
+            for value, text in shown.items():
+                found = dict(points_of(records, stage, value, shards)).get(sizes[-1])
+                one = said[value].get(stage)
+                if found is None or one is None:
+                    cells.append("")
+                    continue
+                near[value].append(abs(one.cost / found - 1) <= _NEAR)
+                expected = "" if one.holds(found) else f", expected {text(one.least)} to {text(one.most)}"
+                cells.append(f"{text(one.cost)}, was {text(found)} ({one.cost / found - 1:+.0%}{expected})")
+            if any(cells):
+                rows.append([f"{stage}{beside}", *cells])
+        counts = [f"{sum(found)} of {len(found)}" if found else "" for found in near.values()]
+        if any(counts):
+            rows.append([f"within {_NEAR:.0%}{beside}", *counts])
+    head = [f"{sizes[-1]:,} facts", "wall", "processor", "memory"]
+    return _markdown(head, rows) if rows else ""
 
 
 def _shards_table(records: Sequence[Record]) -> str:
@@ -223,7 +156,7 @@ def _shards_table(records: Sequence[Record]) -> str:
 
 
 def _memory_table(records: Sequence[Record]) -> str:
-    sizes = _sizes(records)
+    sizes = sizes_of(records)
     kinds = list(dict.fromkeys(str(record.case["kind"]) for record in records))
     peaks = {(r.case["kind"], r.case["facts"]): r for r in records if r.case["shards"] == 1}
 

@@ -13,6 +13,7 @@ from deploy.entry import main
 from deploy.options import examples, json_option
 
 if TYPE_CHECKING:
+    from deploy.bench.laws import Prediction
     from deploy.plan import Machine, Plan
 
 __all__ = ["command"]
@@ -80,35 +81,46 @@ def command(
         index=index,
         feature_bits=feature_bits,
     )
-    steps: dict[str, dict[str, float]] = {}
+    steps: dict[str, dict[str, Prediction]] = {}
     if measured is not None:
-        from deploy.bench.scale_report import predicted, read_records
+        from deploy.bench.prediction import predicted
+        from deploy.bench.scale_records import read_records
 
         records = read_records(Path(measured))
         steps = {
-            value: predicted(records, int(facts), dim, dtype, value) for value in ("wall_s", "cpu_s", "peak_bytes")
+            value: predicted(records, int(facts), dim, dtype, value, plan.shards)
+            for value in ("wall_s", "cpu_s", "peak_bytes")
         }
-    seconds = steps.get("wall_s", {})
 
     def show() -> None:
         _show(console, plan, machine)
-        if seconds:
+        if steps:
             console.write()
             console.table(
-                ("step", "time", "of processors", "memory"),
+                ("step", "time", "from", "to", "of processors", "memory"),
                 [
                     (
                         step,
-                        _in_time(value),
-                        _in_time(steps["cpu_s"][step]) if step in steps["cpu_s"] else "",
-                        size(steps["peak_bytes"][step]) if step in steps["peak_bytes"] else "",
+                        *map(_in_time, (one.cost, one.least, one.most)),
+                        _in_time(steps["cpu_s"][step].cost) if step in steps["cpu_s"] else "",
+                        size(round(steps["peak_bytes"][step].cost)) if step in steps["peak_bytes"] else "",
                     )
-                    for step, value in seconds.items()
+                    for step, one in steps["wall_s"].items()
                 ],
             )
 
+    costs = {value: {step: one.cost for step, one in found.items()} for value, found in steps.items()}
+    ranges = {value: {step: (one.least, one.most) for step, one in found.items()} for value, found in steps.items()}
     console.result(
-        {"fits": not plan.problems, "machine": machine, **vars(plan), "seconds": seconds, "steps": steps}, show
+        {
+            "fits": not plan.problems,
+            "machine": machine,
+            **vars(plan),
+            "seconds": costs.get("wall_s", {}),
+            "steps": costs,
+            "ranges": ranges,
+        },
+        show,
     )
     for problem in plan.problems:
         console.say(f"error: {problem}")
@@ -133,6 +145,8 @@ def _show(console: Console, plan: Plan, machine: Machine) -> None:
             "  while a generation loads": size(shard.reload_bytes + 2 * shard.mapped_bytes),
             "memory, all shards": size(plan.memory_bytes),
             "memory, embedding": f"{size(plan.embed_worker_bytes)} per worker",
+            "memory, first opening": f"{size(plan.opening_bytes)} beside the vectors",
+            "memory, re-index": f"{size(plan.reindex_bytes)} beside the vectors",
             "memory, training": size(plan.train_bytes),
             "disk, facts": f"about {size(plan.facts_disk_bytes)}; entities with many names take up to 5 times that",
             "disk, vectors": f"{size(plan.vectors_disk_bytes)} per generation",

@@ -15,7 +15,7 @@ from memory_store.mips.workers import Workers
 
 # D dimension, L lists, S groups of lists, b queries, P lists probed, G groups looked at
 
-__all__ = ["AllMeans", "GroupedMeans", "ListChooser"]
+__all__ = ["AllMeans", "GroupedMeans", "ListChooser", "groups_looked_at"]
 
 _GROUPS_SHARE = 8  # at least one group in so many is looked at,
 _SPARE_GROUPS = 4  # and so many times the groups that would hold the lists to probe
@@ -93,10 +93,14 @@ class GroupedMeans(ListChooser):
         return self._groups.nbytes + self._members.nbytes
 
     def choose(self, queries_bD: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        num_groups = self._groups.num_lists
-        enough = -(-_SPARE_GROUPS * count * num_groups // self.num_lists)
-        looked_at = min(max(enough, -(-num_groups // _GROUPS_SHARE)), num_groups)
+        looked_at = groups_looked_at(self._groups.num_lists, self.num_lists, count)
         return self._members.scan(queries_bD, self._groups.choose(queries_bD, looked_at), count, None)
 
     def arrays(self) -> SavedArrays:
         return {**self._groups.arrays(), "members": self._members.to_bytes()}
+
+
+def groups_looked_at(groups: int, lists: int, probed: int) -> int:
+    """How many groups of lists are looked at for so many lists to probe."""
+    enough = -(-_SPARE_GROUPS * probed * groups // lists)
+    return min(max(enough, -(-groups // _GROUPS_SHARE)), groups)

@@ -25,13 +25,14 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 # N rows in the shard, G groups of rows in a band, S bands, D dimension, B queries, b of them in a scan, K slots
 
-__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes", "restore_exact"]
+__all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes", "is_saved", "restore_exact", "saved_bytes"]
 
 _COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
 _MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
-_BOUND_BYTES = (3 * 4 + 2 * 4 + 3 * 8) / GROUP_ROWS  # per row: of both scans in float32, and as they are saved
+_SAVED_BOUND_BYTES = 3 * 8 / GROUP_ROWS  # per row
+_BOUND_BYTES = (3 * 4 + 2 * 4) / GROUP_ROWS + _SAVED_BOUND_BYTES  # per row: of both scans, and as they are saved
 _WORKSPACE_BYTES = (1 + 1 / BAND_GROUPS) * 4 * MOST_COLUMNS / GROUP_ROWS  # per row: what one search writes and reads
 _SAVED_VALUES = 2**27  # 1M rows of 128: from here on, a file of a quarter of the vectors' size is worth it
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
@@ -71,7 +72,7 @@ class ExactIndex:
         self._saved: SavedArrays | None = None
         if plan.needs_scan:
             copy_ND, bounds = encoded or encode(vectors, plan.copy, workers)
-            if vectors.num_rows * vectors.dim >= _SAVED_VALUES:
+            if is_saved(vectors.num_rows, vectors.dim):
                 self._saved = saved_copy(copy_ND, bounds)
             if plan.copy is not None and copy_ND is not None:
                 self._scans[plan.copy] = CopyScan(plan.copy, copy_ND, bounds)
@@ -242,10 +243,24 @@ def _plan(vectors: ShardVectors, options: Mapping[str, str]) -> ScanPlan:
 def exact_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
     """What the index will hold once it has searched a large batch: its copy, in what this processor scans fastest, the
     bounds of the proof, and the workspace of one search at a time."""
+    return math.ceil(padded(rows) * (dim * _planned_value_bytes(spec, rows, dim) + _BOUND_BYTES + _WORKSPACE_BYTES))
+
+
+def is_saved(rows: int, dim: int) -> bool:
+    """Whether the copy of so many rows is kept in a file, which other processes map instead of making it again."""
+    return rows * dim >= _SAVED_VALUES
+
+
+def saved_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """The copy of so many rows and its bounds, as a file holds them and as they are made in memory."""
+    return math.ceil(padded(rows) * (dim * _planned_value_bytes(spec, rows, dim) + _SAVED_BOUND_BYTES))
+
+
+def _planned_value_bytes(spec: IndexSpec, rows: int, dim: int) -> int:
+    """Of the copy."""
     scan = spec.options.get("scan", "auto")
     copy = (measured_plan(rows, dim) if scan == "auto" else PRECISIONS.get(scan, PRECISIONS["bfloat16"])).copy
-    copy_bytes = 0 if copy is None else COPY_DTYPES[copy].itemsize
-    return math.ceil(padded(rows) * (dim * copy_bytes + _BOUND_BYTES + _WORKSPACE_BYTES))
+    return 0 if copy is None else COPY_DTYPES[copy].itemsize
 
 
 def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:

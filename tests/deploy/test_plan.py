@@ -28,6 +28,9 @@ def test_what_is_planned_is_what_was_measured() -> None:
     # the peak of `hmn embed` over the facts of 3.2 million triples, as `hmn bench kb` tells it
     assert plan.embed_worker_bytes == pytest.approx(1_567_574_016, rel=0.2)
     plan = plan_memory(facts=10_000_000, dim=128, machine=LAPTOP, index="exact?scan=int8", shards=1)
+    # what `hmn bench scale` saw a process hold that opened ten million vectors first, and one that re-indexed them
+    assert plan.opening_bytes == pytest.approx(1_632_075_776, rel=0.2)
+    assert plan.reindex_bytes == pytest.approx(3_375_202_304, rel=0.2)
     # what the index held after searches of 128 queries, as `hmn bench scale` tells it
     assert plan.shard.index_bytes == pytest.approx(1_650_338_272, rel=0.2)
 

@@ -2,26 +2,22 @@
 
 import json
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.bench.fit import fit_growth, fit_power_law, law_beyond
-from deploy.bench.scale import plan_cases, run_scale_bench
+from deploy.bench.fit import fit_growth, fit_power_law
+from deploy.bench.prediction import predicted
+from deploy.bench.scale import command, plan_cases, run_scale_bench
 from deploy.bench.scale_cases import CASES, Case, block_of, queries_of, run_case
-from deploy.bench.scale_report import (
-    Record,
-    exponents,
-    fill_page,
-    points_of,
-    predicted,
-    read_records,
-    tables,
-    write_charts,
-)
+from deploy.bench.scale_records import Record, points_of, read_records
+from deploy.bench.scale_report import exponents, fill_page, tables, write_charts
+from deploy.console import Console
 from memory_store.errors import ConfigError
 
 
@@ -107,6 +103,21 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "exact search" in tables(records)["time"]
 
 
+def test_what_is_measured_again_counts_where_it_was_better(tmp_path: Path) -> None:
+    results, seconds = tmp_path / "scale.jsonl", iter([(3.0, 1.0), (2.0, 1.5), (9.0, 9.0)])
+
+    def run(case: dict[str, Any], at: Path) -> tuple[list[dict[str, Any]], int]:
+        wall_s, cpu_s = next(seconds)
+        return [{"name": "write", "wall_s": wall_s, "cpu_s": cpu_s, "peak_bytes": 1, "figures": {}}], int(wall_s)
+
+    cases = plan_cases([100], [1], ["write"], threads=1, dim=8, dtype="float32")
+    for again in (False, False, True, True):
+        (record,) = run_scale_bench(results, cases, folder=tmp_path / "work", run=run, again=again)
+    assert (record.stages[0]["wall_s"], record.stages[0]["cpu_s"], record.peak_bytes) == (2.0, 1.0, 9)
+    assert read_records(results) == [record]
+    assert len(results.read_text().splitlines()) == 3, "nothing that was measured is thrown away"
+
+
 def test_what_a_case_needs_is_made_again_when_its_files_are_gone(tmp_path: Path) -> None:
     ran: list[object] = []
 
@@ -123,8 +134,16 @@ def test_what_a_case_needs_is_made_again_when_its_files_are_gone(tmp_path: Path)
 
 
 def made(kind: str, facts: int, shards: int, name: str, cpu_s: float | None) -> Record:
-    stage = {"name": name, "wall_s": 0.5, "cpu_s": cpu_s, "peak_bytes": 2048, "figures": {"disk_bytes": 4096.0}}
-    return Record(case={"kind": kind, "facts": facts, "shards": shards}, stages=(stage,), peak_bytes=1 << 20)
+    stage = {
+        "name": name,
+        "wall_s": (cpu_s or 1) / 2,
+        "cpu_s": cpu_s,
+        "peak_bytes": 2048,
+        "figures": {"disk_bytes": 4096.0},
+    }
+    return Record(
+        case={"kind": kind, "facts": facts, "shards": shards, "dim": 128}, stages=(stage,), peak_bytes=1 << 20
+    )
 
 
 def test_tables_and_charts_show_what_was_measured(tmp_path: Path) -> None:
@@ -135,9 +154,9 @@ def test_tables_and_charts_show_what_was_measured(tmp_path: Path) -> None:
     assert points_of(records, "exact search", "wall_s") == [(1e6, 0.5)]
     assert points_of(records, "exact search") == [], "the processor time of other processes is not known"
     shown = tables(records)
-    assert "| embed | 500.0 ms (1.0 s) | 500.0 ms (10.0 s) | 500.0 ms (1 min 40 s) | 1.00 | 1.00 |" in shown["time"]
+    assert "| embed | 500.0 ms (1.0 s) | 5.0 s (10.0 s) | 50.0 s (1 min 40 s) | 1.00 | 1.00 |" in shown["time"]
     assert "| 1.00 (0.0 ms) |" in shown["time"]
-    assert "| embed | 500.0 ms, was 500.0 ms (+0%) | 1 min 40 s, was 1 min 40 s (+0%) | 2.0 KiB, was" in shown["plan"]
+    assert "| embed | 50.0 s, was 50.0 s (+0%) | 1 min 40 s, was 1 min 40 s (+0%) | 2.0 KiB, was" in shown["plan"]
     assert "| exact search | 500.0 ms | 500.0 ms |" in shown["shards"]
     assert "1.0 MiB (2.0 KiB)" in shown["memory"]
     charts = write_charts(records, tmp_path)
@@ -149,26 +168,13 @@ def test_a_plan_follows_what_was_measured_around_its_size(tmp_path: Path) -> Non
     records = [made("embed", facts, 1, "embed", 1.0) for facts in (10**5, 10**6, 10**7)]
     for record, wall_s in zip(records, (1.0, 10.0, 200.0), strict=True):
         record.case.update(dim=8, dtype="float32")  # type: ignore[attr-defined]
-        record.stages[0]["wall_s"] = wall_s  # type: ignore[index]
-    assert predicted(records, 300_000, 8, "float32")["embed"] == pytest.approx(3)
-    assert predicted(records, 10**7, 8, "float32")["embed"] == pytest.approx(200)
-    assert predicted(records, 10**8, 8, "float32")["embed"] == pytest.approx(4000), "beyond, it goes on as it was"
-    assert predicted(records, 1000, 8, "float32")["embed"] == pytest.approx(0.01)
+        record.stages[0].update(wall_s=wall_s, cpu_s=2 * wall_s)  # type: ignore[attr-defined]
+    told = {facts: predicted(records, facts, 8, "float32")["embed"].cost for facts in (1000, 300_000, 10**7, 10**8)}
+    assert told == pytest.approx({1000: 0.01, 300_000: 3, 10**7: 200, 10**8: 2000})
     with pytest.raises(
         ConfigError, match="expected measurements of two sizes with D = 16 and float32, found 8 float32"
     ):
         predicted(records, 1000, 16, "float32")
-
-
-def test_a_cost_leads_on_as_it_came() -> None:
-    fixed = law_beyond([(10, 2.0), (100, 11.0)])
-    assert (fixed.at(1000), fixed.at(1)) == (pytest.approx(101), pytest.approx(1.1)), "1 to begin with, 0.1 for each"
-    assert law_beyond([(10, 1.0), (100, 200.0)]).at(1000) == pytest.approx(40_000), "faster than linear"
-    assert law_beyond([(10, 1.0), (100, 12.0)]).at(1000) == pytest.approx(120), "hardly faster"
-    assert law_beyond([(10, 4.0), (100, 3.0)]).at(1000) == pytest.approx(2.25), "less and less"
-    root = law_beyond([(1, 1.0), (100, 10.0), (10_000, 100.0)])
-    assert root.at(10**6) == pytest.approx(1000), "a line through the first two would have told 991 for 100"
-    assert law_beyond([(1, 2.0), (10, 11.0), (100, 100.0)]).at(1000) == pytest.approx(990, rel=0.01)
 
 
 def test_tables_go_into_the_places_of_a_page_and_nothing_else_changes() -> None:
@@ -181,3 +187,16 @@ def test_tables_go_into_the_places_of_a_page_and_nothing_else_changes() -> None:
 def test_a_case_can_be_written_down_and_read_again() -> None:
     (case,) = plan_cases([10], [1], ["write"], threads=1, dim=8, dtype="float16")
     assert json.loads(json.dumps(case)) == case
+
+
+def test_tables_are_made_of_what_was_measured_without_measuring(tmp_path: Path) -> None:
+    results, page = tmp_path / "scale.jsonl", tmp_path / "page.md"
+    kept = [made(kind, facts, 1, kind, 1.0) for kind, facts in (("embed", 10**6), ("write", 10**5), ("embed", 10**5))]
+    results.write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
+    page.write_text("<!-- scale: time -->\n<!-- end -->\n")
+    options = ["--no-run", "--results", str(results), "--page", str(page)]
+    out = StringIO()
+    assert CliRunner().invoke(command, options, obj=Console(out=out)).exit_code == 0
+    rows = [line.split(" | ")[0] for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert rows == ["| stage: wall (processor)", "| ---", "| write", "| embed"], "in the order of the cases"
+    assert results.read_text().count("\n") == 3
