@@ -238,9 +238,7 @@ def test_the_image_is_built_in_stages_and_runs_as_somebody_else_than_root() -> N
 def test_the_image_is_one_in_which_ray_up_can_run_its_commands() -> None:
     (environment,) = (rest for word, rest in instructions() if word == "ENV" and "PYTHONSAFEPATH" in rest)
     home = "/home/ray"
-    assert f"HOME={home} " in environment, (
-        "`ray up` reads it in the image; else the token goes to /root"
-    )
+    assert f"HOME={home} " in environment, "`ray up` reads it in the image; else the token goes to /root"
     assert ("WORKDIR", home) in instructions()
     (packages,) = (rest for word, rest in instructions() if word == "RUN" and "apt-get" in rest)
     assert {"openssh-client", "rsync"} <= set(packages.split())
