@@ -74,6 +74,50 @@ def test_a_launcher_file_brings_the_code_or_an_image_that_holds_it(path: Path) -
         assert {"deploy", "memory_store", "pipeline", "trainer", "pyproject.toml", "requirements.lock"} <= set(mounted)
 
 
+def in_bash(commands: list[str], home: Path, *, extra: str = "") -> str:
+    """What `commands` print when they run one after the other on a machine whose Ray only says how it was called."""
+    ray = home / "hmn-env" / "bin" / "ray"
+    ray.parent.mkdir(parents=True, exist_ok=True)
+    ray.write_text('#!/bin/sh\necho "ray $* $RAY_ADDRESS v2=$RAY_enable_autoscaler_v2 files=$(ulimit -n)"\n')
+    ray.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(["set -e", "touch ~/.bashrc", extra, *commands])],
+        env={"HOME": str(home), "PATH": f"{ray.parent}:/usr/bin:/bin", "RAY_HEAD_IP": "192.0.2.10"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_what_ray_submit_and_ray_exec_run_finds_the_cluster_and_its_token(path: Path, tmp_path: Path) -> None:
+    writes = [line for line in read(path)["setup_commands"] if "pip" not in line]
+    shown = "bash -c '. ~/.bashrc; echo $RAY_AUTH_MODE at $RAY_ADDRESS'"
+    assert in_bash([*writes, *writes, shown], tmp_path) == "token at auto\n"
+    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 1, "a second `ray up` adds nothing"
+
+
+def test_a_machine_that_was_set_up_with_an_older_file_gets_the_newer_environment(tmp_path: Path) -> None:
+    (tmp_path / ".bashrc").write_text("export PATH=$HOME/hmn-env/bin:$PATH RAY_AUTH_MODE=token\n")
+    writes = [line for line in read(DEPLOY / "cluster.yaml")["setup_commands"] if "pip" not in line]
+    assert in_bash([*writes, "bash -c '. ~/.bashrc; echo $RAY_ADDRESS'"], tmp_path) == "auto\n"
+
+
+def test_ray_starts_on_machines_of_ones_own_also_where_fewer_files_may_be_open(tmp_path: Path) -> None:
+    config = read(DEPLOY / "cluster.yaml")
+    # as `ray up` runs them: for a cluster of provider `local` its newer autoscaler never starts the last worker
+    asked_for = "export RAY_enable_autoscaler_v2=1; ulimit -Sn 256; ulimit -Hn 1000"
+    head = in_bash(config["head_start_ray_commands"][-1:], tmp_path, extra=asked_for)
+    assert re.fullmatch(r"ray start --head --port=6379 .* v2=0 files=1000\n", head)
+    worker = in_bash(config["worker_start_ray_commands"][-1:], tmp_path, extra=asked_for)
+    assert worker.startswith("ray start --address=192.0.2.10:6379 ")
+    assert worker.endswith("files=1000\n")
+
+
 def test_a_script_that_ray_submit_copied_to_the_head_runs_there_also_beside_others(tmp_path: Path) -> None:
     for name in ("train.py", "inspect.py"):  # the second hides a module of Python's library from scripts beside it
         shutil.copy(DEPLOY / "jobs" / name, tmp_path)
@@ -189,6 +233,17 @@ def test_the_image_is_built_in_stages_and_runs_as_somebody_else_than_root() -> N
     assert f"--uid {user} " in DOCKERFILE
     pod = cluster_of(read(DEPLOY / "kuberay" / "cluster.yaml"))["headGroupSpec"]["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] == int(user)
+
+
+def test_the_image_is_one_in_which_ray_up_can_run_its_commands() -> None:
+    (environment,) = (rest for word, rest in instructions() if word == "ENV" and "PYTHONSAFEPATH" in rest)
+    home = "/home/ray"
+    assert f"HOME={home} " in environment, "`ray up` reads it in the image; else the token goes to /root"
+    assert ("WORKDIR", home) in instructions()
+    (packages,) = (rest for word, rest in instructions() if word == "RUN" and "apt-get" in rest)
+    assert {"openssh-client", "rsync"} <= set(packages.split())
+    # a login shell takes its PATH from /etc/profile, not from the image
+    assert "'export PATH=/opt/hmn/bin:$PATH' > /etc/profile.d/" in packages
 
 
 def test_the_image_is_built_from_files_that_exist_and_that_the_build_sees() -> None:
