@@ -169,7 +169,11 @@ def _wanted(spec: IndexSpec) -> str:
 
 def _cuda() -> torch.device | None:
     """The GPU that this process uses: the first that it sees, unless the program chose another."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    try:
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    except RuntimeError as failed:  # a driver that does not answer, or a process that was forked from one with CUDA
+        _log.warning("torch cannot use the GPU that it sees: %s", failed)
+        return None
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from memory_store import MemoryWriter, open_memory
 from memory_store.errors import DeviceUnavailable, UnknownIndex
 from memory_store.index_files import IndexedRows, open_index
 from memory_store.mips import device as device_module
@@ -319,6 +321,32 @@ def test_a_copy_is_saved_from_a_device_and_read_to_it(device, monkeypatch, tmp_p
     assert read is not built
     assert read.device == str(device)
     assert_exact(read, vectors, kinds["random"](rng, 20, 32), 10)
+
+
+def test_a_memory_on_a_device_answers_as_any_other_while_it_changes(device, tmp_path, rng):
+    url, queries_BD = str(tmp_path / "kb"), rng.standard_normal((20, 16)).astype(np.float32)
+
+    def facts(ids):
+        return pa.table({"fact_id": ids}), rng.standard_normal((len(ids), 16)).astype(np.float32)
+
+    with MemoryWriter(url, dim=16) as writer:
+        writer.append(*facts(np.arange(3000)))
+    with open_memory(url, 2, "exact?device=cuda", threads=1) as there, open_memory(url, threads=1) as here:
+
+        def agree():
+            here.refresh()
+            found, expected = there.search(queries_BD, 10), here.search(queries_BD, 10)
+            np.testing.assert_array_equal(found.fact_ids_BK, expected.fact_ids_BK)
+            np.testing.assert_array_equal(found.scores_BK, expected.scores_BK)
+
+        agree()
+        there.upsert(*facts(np.arange(2900, 3100)))
+        agree()
+        there.delete(there.search(queries_BD, 3).fact_ids_BK.ravel()[:9])
+        agree()
+        there.reindex(index="exact?device=cuda&scan=float32")
+        agree()
+        assert {line.device for line in there.stats().shards} == {str(device)}
 
 
 def test_a_share_of_a_gpu_is_above_zero_and_at_most_one():
