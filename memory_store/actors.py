@@ -28,7 +28,7 @@ from memory_store.calls import Call, CallFailed
 from memory_store.code_version import code_version
 from memory_store.draining import drained_nodes
 from memory_store.errors import ConfigError, HmnError, ShardUnavailable, VersionMismatch
-from memory_store.gpus import reserve_gpus
+from memory_store.gpus import NO_GPUS, reserve_gpus
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, ShardConfig, ShardStats
@@ -51,6 +51,7 @@ PREFIX = "hmn:"  # of the names of shard actors
 UNSHARED = "~"  # after it, for shards of a memory without a name
 EDITION = "-edition-"  # before the token at the end of a shared one's
 START_DEADLINE_S = 120.0
+GPUS_FREE_S = 3.0
 
 
 # Each kind of call has its own thread: a health check is answered during a search, a search during a load.
@@ -222,15 +223,26 @@ def start_shards(configs: Sequence[ShardConfig], *, cpus: float, shared: SharedA
     nothing.
     """
     ensure_ray()
-    free: float = ray.available_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # ray leaves it untyped
-    gpus, on_gpus = reserve_gpus(configs[0].index, len(configs), _nodes_in_turn("GPU"), free)
-    turns = iter(on_gpus) if gpus else cycle(_nodes_in_turn("CPU") if cpus == 0 else ())
+    reserved = reserve_gpus(configs[0].index, len(configs), _nodes_in_turn("GPU"))
+    if reserved.if_free and not _gpus_are_free(reserved.share * len(configs)):
+        reserved = NO_GPUS
+    turns = iter(reserved.nodes) if reserved.share else cycle(_nodes_in_turn("CPU") if cpus == 0 else ())
     name = None if shared is None else shared.name
-    handles = [RayShardHandle(config, shared, cpus, next(turns, None), gpus) for config in configs]
+    handles = [RayShardHandle(config, shared, cpus, next(turns, None), reserved.share) for config in configs]
     deadline = time.monotonic() + START_DEADLINE_S
     for handle, config in zip(handles, configs, strict=True):
         _await_stamp(handle, config, name, deadline)
     return handles
+
+
+def _gpus_are_free(wanted: float) -> bool:
+    """Whether nobody has reserved so many; those of shards that were stopped are given back a moment later."""
+    deadline = time.monotonic() + GPUS_FREE_S
+    while ray.available_resources().get("GPU", 0.0) < wanted - 1e-6:  # type: ignore[no-untyped-call]  # untyped in ray
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _nodes_in_turn(resource: str) -> dict[str, float]:

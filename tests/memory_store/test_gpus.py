@@ -36,22 +36,22 @@ DIM, ROWS = 8, 900
 def test_shards_are_dealt_to_nodes_in_turn_while_these_have_gpus(
     index: str, shards: int, expected: tuple[float, list[str]]
 ) -> None:
-    share, nodes = reserve_gpus(index, shards, {"a": 1.0, "b": 2.0}, free=3.0)
-    assert (share, list(nodes)) == expected
+    reserved = reserve_gpus(index, shards, {"a": 1.0, "b": 2.0})
+    assert (reserved.share, list(reserved.nodes)) == expected
 
 
-def test_auto_takes_no_gpu_that_others_have_reserved_and_cuda_waits_for_it() -> None:
-    assert reserve_gpus("exact?device=auto", 2, {"a": 2.0}, free=1.0) == (0.0, ())
-    assert reserve_gpus("exact?device=cuda", 2, {"a": 2.0}, free=1.0) == (1.0, ["a", "a"])
+def test_only_auto_does_without_gpus_that_others_have_reserved() -> None:
+    assert reserve_gpus("exact?device=auto", 2, {"a": 2.0}).if_free
+    assert not reserve_gpus("exact?device=cuda", 2, {"a": 2.0}).if_free
 
 
 @pytest.mark.parametrize("gpus", [{}, {"a": 1.0}])
 def test_more_gpus_than_there_are_is_one_error_that_says_what_to_do(gpus: dict[str, float]) -> None:
     with pytest.raises(DeviceUnavailable, match=rf"room for 2 shards .* found {len(gpus)} GPUs.*gpus=0\.25") as refused:
-        reserve_gpus("exact?device=cuda", 2, gpus, free=8.0)
+        reserve_gpus("exact?device=cuda", 2, gpus)
     assert refused.value.exit_status == 1
     with pytest.raises(UnknownIndex, match="at most 1"):
-        reserve_gpus("exact?device=cuda&gpus=2", 2, gpus, free=8.0)
+        reserve_gpus("exact?device=cuda&gpus=2", 2, gpus)
 
 
 @pytest.fixture(scope="module")
@@ -112,5 +112,8 @@ def test_a_gpu_that_torch_cannot_use_is_one_error_and_is_given_back(url: str) ->
         open_memory(url, 2, "exact?device=cuda", "ray")
     with pytest.raises(DeviceUnavailable, match="expected room for 3 shards with 1 GPU each, found 2 GPUs"):
         open_memory(url, 3, "exact?device=cuda", "ray")
-    with open_memory(url, 2, "exact?device=auto&gpus=1", "ray"):
-        assert seen_by_shards() == ["0", "1"]
+    with open_memory(url, 1, "exact?device=auto&gpus=0.5", "ray"):
+        (gpu,) = seen_by_shards()
+        assert gpu in {"0", "1"}
+        with open_memory(url, 2, "exact?device=auto", "ray"):  # too little is free
+            assert seen_by_shards() == ["", "", gpu]
