@@ -42,7 +42,8 @@ class Machine:
 @dataclass(frozen=True, kw_only=True)
 class ShardNeed:
     """One shard, the largest: rows; mapped_bytes of vectors, which the system may drop and read again; resident_bytes
-    of index and ids, which must fit; reload_bytes: resident while the next generation loads beside."""
+    of index and ids, which must fit; reload_bytes: resident while the next generation loads beside; gpu_bytes: on a
+    GPU, while the next generation loads beside, 0 where the index uses none."""
 
     rows: int
     mapped_bytes: int
@@ -50,6 +51,7 @@ class ShardNeed:
     ids_bytes: int
     resident_bytes: int
     reload_bytes: int
+    gpu_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,8 @@ def _shard_need(facts: int, dim: int, dtype: str, shards: int, index: str) -> Sh
     rows = max(sum(piece.rows for piece in pieces) for pieces in place([facts], shards))
     spec = parse_index(index, INDEXES)
     index_bytes = INDEXES[spec.name].bytes_needed(spec, rows, dim)
+    gpu_bytes_needed = INDEXES[spec.name].gpu_bytes_needed
+    gpu_bytes = 0 if gpu_bytes_needed is None else gpu_bytes_needed(spec, rows, dim)
     ids_bytes = rows * ID_BYTES
     resident_bytes = index_bytes + ids_bytes
     return ShardNeed(
@@ -150,6 +154,7 @@ def _shard_need(facts: int, dim: int, dtype: str, shards: int, index: str) -> Sh
         ids_bytes=ids_bytes,
         resident_bytes=resident_bytes,
         reload_bytes=RESIDENT_GENERATIONS * resident_bytes,
+        gpu_bytes=RESIDENT_GENERATIONS * gpu_bytes,
     )
 
 

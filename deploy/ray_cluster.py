@@ -43,8 +43,9 @@ class NodeLine:
 class ShardLine:
     """One shard actor. memory: the name it is shared under, "" if it belongs to one job.
 
-    bytes: mapped vectors and index; resident_bytes: of its process. state: "serving", or why it says nothing; then only
-    its name is known. same_code: whether a job of this code could use it.
+    bytes: mapped vectors and index; resident_bytes: of its process; gpus: those that it has reserved, by Ray's numbers.
+    state: "serving", or why it says nothing; then only its name is known. same_code: whether a job of this code could
+    use it.
     """
 
     memory: str
@@ -60,6 +61,7 @@ class ShardLine:
     resident_bytes: int = 0
     pid: int = 0
     node: str = ""
+    gpus: str = ""
     code: str = ""
     same_code: bool = False
 
@@ -203,5 +205,6 @@ def _serving(memory: str, found: dict[str, Any], code: str) -> ShardLine:
             name: found[name]
             for name in ("shard", "num_shards", "index", "generation", "rows", "bytes", "resident_bytes", "pid", "node")
         },
+        gpus=found.get("gpus", ""),  # older code says nothing of them
         code=found["code"],
     )

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import cycle
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from memory_store.calls import Call, CallFailed
 from memory_store.code_version import code_version
 from memory_store.draining import drained_nodes
 from memory_store.errors import ConfigError, HmnError, ShardUnavailable, VersionMismatch
+from memory_store.gpus import NO_GPUS, reserve_gpus
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, ShardConfig, ShardStats
@@ -49,6 +51,7 @@ PREFIX = "hmn:"  # of the names of shard actors
 UNSHARED = "~"  # after it, for shards of a memory without a name
 EDITION = "-edition-"  # before the token at the end of a shared one's
 START_DEADLINE_S = 120.0
+GPUS_FREE_S = 3.0
 
 
 # Each kind of call has its own thread: a health check is answered during a search, a search during a load.
@@ -58,6 +61,8 @@ class ShardActor:
 
     def __init__(self, config: ShardConfig) -> None:
         torch.set_num_threads(config.threads)  # Ray sets OMP_NUM_THREADS to 1; the shard's own setting counts
+        if not _own_gpus():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows those of others to whoever has reserved none
         self._shard = Shard(config)
 
     @ray.method(concurrency_group="health")
@@ -68,12 +73,14 @@ class ShardActor:
     @ray.method(concurrency_group="health")
     def describe(self) -> dict[str, Any]:
         """The stamp, and what this process holds now; for `hmn cluster status`."""
+        held, gpus = self._shard.describe(), ", ".join(_own_gpus())
         process = {
             "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
             "resident_bytes": psutil.Process().memory_info().rss,
+            "gpus": gpus and (gpus if held["device"] != "cpu" else f"{gpus} (not used)"),
         }
-        return {"code": code_version(), **asdict(self._shard.config), **process, **self._shard.describe()}
+        return {"code": code_version(), **asdict(self._shard.config), **process, **held}
 
     @ray.method(concurrency_group="load")
     def load(self, generation: int) -> int:
@@ -102,6 +109,11 @@ class ShardActor:
     @ray.method(concurrency_group="health")
     def stats(self, generation: int) -> ShardStats:
         return self._shard.stats(generation)
+
+
+def _own_gpus() -> list[str]:
+    """What Ray calls the GPUs that this actor has reserved."""
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
 
 
 class _RayCall:
@@ -138,8 +150,12 @@ def _call_failed(error: RayActorError) -> CallFailed:
 class RayShardHandle:
     """The coordinator's end of one shard actor."""
 
-    def __init__(self, config: ShardConfig, shared: SharedAs | None, cpus: float, node: str | None = None) -> None:
-        """node: where the shard starts if it can; Ray puts it elsewhere once that node is gone."""
+    def __init__(
+        self, config: ShardConfig, shared: SharedAs | None, cpus: float, node: str | None = None, gpus: float = 0.0
+    ) -> None:
+        """node: where the shard starts if it can; Ray puts it elsewhere once that node is gone, or its GPUs are taken.
+        gpus: what it reserves of one."""
+        self.gpus = gpus
         self._config = config
         self._shared = shared
         self._node = node
@@ -167,6 +183,7 @@ class RayShardHandle:
             "max_restarts": -1,
             "max_task_retries": 0,
             "num_cpus": self._cpus,
+            "num_gpus": self.gpus,
             "scheduling_strategy": "SPREAD",
             "namespace": NAMESPACE,
             # Every shard has a name, so that `hmn cluster status` finds those of other jobs too.
@@ -174,7 +191,8 @@ class RayShardHandle:
         }
         if self._node is not None:
             # An actor that asks for nothing at all is put anywhere by Ray, whatever its strategy: ask for one byte.
-            options |= {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._node, soft=True), "memory": 1}
+            place = NodeAffinitySchedulingStrategy(self._node, soft=True, _spill_on_unavailable=self.gpus > 0)
+            options |= {"scheduling_strategy": place, "memory": 1}
         if self._name is not None:
             options |= {"lifetime": "detached", "get_if_exists": True}
         return ShardActor.options(**options).remote(self._config)  # type: ignore[attr-defined]  # added by ray.remote
@@ -200,30 +218,44 @@ def check_name(name: str) -> None:
 def start_shards(configs: Sequence[ShardConfig], *, cpus: float, shared: SharedAs | None) -> list[RayShardHandle]:
     """Start one actor per config, or find those that another process started under the same name.
 
-    Raises VersionMismatch when a named shard runs other code or options, ShardUnavailable when the cluster cannot
-    place a shard: Ray itself would wait for ever and say nothing.
+    Raises VersionMismatch when a named shard runs other code or options, DeviceUnavailable when the cluster has not the
+    GPUs that the index asks for, ShardUnavailable when it cannot place a shard: Ray itself would wait for ever and say
+    nothing.
     """
     ensure_ray()
-    nodes = _nodes_in_turn(len(configs)) if cpus == 0 else [None] * len(configs)
+    reserved = reserve_gpus(configs[0].index, len(configs), _nodes_in_turn("GPU"))
+    if reserved.if_free and not _gpus_are_free(reserved.share * len(configs)):
+        reserved = NO_GPUS
+    turns = iter(reserved.nodes) if reserved.share else cycle(_nodes_in_turn("CPU") if cpus == 0 else ())
     name = None if shared is None else shared.name
-    handles = [RayShardHandle(config, shared, cpus, node) for config, node in zip(configs, nodes, strict=True)]
+    handles = [RayShardHandle(config, shared, cpus, next(turns, None), reserved.share) for config in configs]
     deadline = time.monotonic() + START_DEADLINE_S
     for handle, config in zip(handles, configs, strict=True):
         _await_stamp(handle, config, name, deadline)
     return handles
 
 
-def _nodes_in_turn(count: int) -> list[str | None]:
-    """A node for each of so many shards, beginning anywhere: memories with few shards do not all share one node.
+def _gpus_are_free(wanted: float) -> bool:
+    """Whether nobody has reserved so many; those of shards that were stopped are given back a moment later."""
+    deadline = time.monotonic() + GPUS_FREE_S
+    while ray.available_resources().get("GPU", 0.0) < wanted - 1e-6:  # type: ignore[no-untyped-call]  # untyped in ray
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
-    A node without CPUs, as the head of a large cluster often is, gets none while others have some; nor does one that
-    was drained.
+
+def _nodes_in_turn(resource: str) -> dict[str, float]:
+    """How much of this the nodes have that have any, beginning anywhere: not all memories begin with the same node.
+
+    A node without CPUs, as the head of a large cluster often is, gets no shards while others have some; nor does one
+    that was drained.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # ray leaves it untyped
-    able = {node["NodeID"] for node in alive if node["Resources"].get("CPU")}
-    nodes: list[str | None] = [*sorted(able - drained_nodes() or able)] or [None]
-    first = uuid4().int % len(nodes)
-    return [nodes[(first + turn) % len(nodes)] for turn in range(count)]
+    able = {node["NodeID"]: node["Resources"][resource] for node in alive if node["Resources"].get(resource)}
+    nodes = sorted(able.keys() - drained_nodes() or able)
+    first = uuid4().int % max(len(nodes), 1)
+    return {node: able[node] for node in nodes[first:] + nodes[:first]}
 
 
 def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, deadline: float) -> None:
@@ -235,9 +267,10 @@ def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, 
             if failed.failure is Failure.RESTARTING and time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
+            what = "GPUs" if handle.gpus else "CPUs"
             raise ShardUnavailable(
                 f"shard {config.shard} of {config.num_shards} did not start within {START_DEADLINE_S:g} s: {failed}; "
-                "check the cluster's free CPUs with `ray status`, or ask for fewer shards"
+                f"check the cluster's free {what} with `ray status`, or ask for fewer shards"
             ) from failed
     expected = {"code": code_version(), **asdict(config)}
     if found != expected:

@@ -4,6 +4,7 @@ __all__ = [
     "CommitUnknown",
     "ConfigError",
     "CorruptFile",
+    "DeviceUnavailable",
     "DimensionMismatch",
     "DuplicateFact",
     "EmptyInput",
@@ -82,6 +83,10 @@ class CommitUnknown(StorageFailed):
 
 class NoVectors(HmnError):
     """The generation holds facts that were not embedded yet."""
+
+
+class DeviceUnavailable(HmnError):
+    """A search was to run on a GPU, and there is none, or none with room for it."""
 
 
 class DimensionMismatch(HmnError, ValueError):

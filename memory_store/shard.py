@@ -71,6 +71,7 @@ class ShardStats:
 
     rows: live ones; fresh_rows: those of them that are searched beside the main index.
     recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
+    device: where the main index is scanned: "cpu", or a GPU.
     copies: where a shard is served more than once; the line is then that of the first copy that serves, restarts are
     those of all copies. hedged: calls that were late and went to a second copy too; failed_over: calls that another
     copy answered because one failed.
@@ -90,6 +91,7 @@ class ShardStats:
     copies: tuple[CopyStats, ...] = ()
     hedged: int = 0
     failed_over: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +237,11 @@ class _Snapshot:
             )
 
     @property
+    def device(self) -> str:
+        """Where the main index is scanned."""
+        return str(getattr(self.main.index, "device", "cpu"))
+
+    @property
     def nbytes(self) -> int:
         indexes = (index.nbytes for index in (self.main.index, self.delta_index) if index is not None)
         return self.main.rows.nbytes + self.delta.nbytes + sum(indexes)
@@ -319,10 +326,11 @@ class Shard:
             generations_resident=resident,
             pid=os.getpid(),
             incarnation=self._incarnation,
+            device=snapshot.device,
         )
 
     def describe(self) -> dict[str, Any]:
-        """generations held, rows and bytes of the one used last; loads nothing, for somebody who only looks."""
+        """generations held, rows, bytes and device of the one used last; loads nothing, for somebody who only looks."""
         with self._snapshots_lock:
             held = list(self._snapshots.items())
         generation, newest = held[-1] if held else (None, None)
@@ -331,6 +339,7 @@ class Shard:
             "generations_resident": sorted(number for number, _ in held),
             "rows": newest.num_rows if newest is not None else 0,
             "bytes": newest.nbytes if newest is not None else 0,
+            "device": newest.device if newest is not None else "cpu",
         }
 
     def _snapshot(self, generation: int) -> _Snapshot:

@@ -153,7 +153,7 @@ def _shard(line: ShardLine, where: dict[str, str]) -> tuple[object, ...]:
         size(line.bytes),
         size(line.resident_bytes),
         line.pid,
-        f"{line.node[:8]} {where.get(line.node, '')}",
+        f"{line.node[:8]} {where.get(line.node, '')}" + (f", GPU {line.gpus}" if line.gpus else ""),
     )
 
 

@@ -143,6 +143,7 @@ def _show(console: Console, plan: Plan, machine: Machine) -> None:
             f"  index {plan.index}, at most": size(shard.index_bytes),
             "  ids": size(shard.ids_bytes),
             "  while a generation loads": size(shard.reload_bytes + 2 * shard.mapped_bytes),
+            **({"  GPU, while a generation loads": size(shard.gpu_bytes)} if shard.gpu_bytes else {}),
             "memory, all shards": size(plan.memory_bytes),
             "memory, embedding": f"{size(plan.embed_worker_bytes)} per worker",
             "memory, first opening": f"{size(plan.opening_bytes)} beside the vectors",

@@ -149,8 +149,9 @@ class RegisteredIndex:
     """One line of `hmn indexes`.
 
     options: what each means. argument: what must follow the name and a colon; empty where nothing may. bytes_needed:
-    (parsed name, rows, dimension) -> bytes that the index will hold, at most. restore: None where building is as quick
-    as reading, so that nothing is saved. search_options: those that a built index may be searched with in any way.
+    (parsed name, rows, dimension) -> bytes that the index will hold in main memory, at most; gpu_bytes_needed: on a
+    GPU, if it can use one. restore: None where building is as quick as reading, so that nothing is saved.
+    search_options: those that a built index may be searched with in any way.
     """
 
     name: str
@@ -160,6 +161,7 @@ class RegisteredIndex:
     argument: str = ""
     build: IndexBuilder
     bytes_needed: Callable[[IndexSpec, int, int], int]
+    gpu_bytes_needed: Callable[[IndexSpec, int, int], int] | None = None
     restore: IndexRestorer | None = None
     search_options: tuple[str, ...] = ()
 

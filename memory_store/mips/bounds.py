@@ -1,5 +1,6 @@
 """The proof behind every scan: how far a cheap product can lie below the true score, as an upper bound per group."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 # G groups of rows, D dimension, B queries, n rows
 
-__all__ = ["GroupBounds", "QueryBounds", "float32_error", "round_down_float32", "scale_exponent"]
+__all__ = ["GroupBounds", "QueryBounds", "bfloat16_error", "float32_error", "round_down_float32", "scale_exponent"]
 
 # The claim. A scan holds row x as x' and query q as q', and its kernel returns p for x'.q'. Then, for the true score s,
 # which is computed in float64,
@@ -87,13 +88,25 @@ def scale_exponent(longest: float) -> int:
     return int(np.clip(np.frexp(longest)[1], -126, 126)) if longest > 0 else 0
 
 
-def float32_error(dim: int) -> float:
+def float32_error(dim: int, device: str = "cpu") -> float:
     """`kernel` of a float32 product of D terms, in whatever order they are added.
 
-    A program may have allowed torch to multiply float32 in bfloat16 (torch.set_float32_matmul_precision); then the
-    bound must be that of bfloat16 operands.
+    A program may have allowed torch to multiply float32 in bfloat16, or in TF32 on CUDA
+    (torch.set_float32_matmul_precision and its newer forms); then the bound must be that of bfloat16 operands.
+    device: a type of torch's.
     """
-    return (dim + 16) * 2.0**-23 + (0.0 if _float32_is_kept() else 2.0**-6)
+    return _summing(dim, device) + (0.0 if _float32_is_kept(device) else 2.0**-6)
+
+
+def bfloat16_error(dim: int, device: str = "cpu") -> float:
+    """`kernel` of a bfloat16 product of D terms: summed in float32, and rounded once more at the end.
+
+    On CUDA a sum may be split, and its parts rounded to bfloat16 before they are added: torch allows that unless it is
+    told not to (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction). Each part then loses 2^-9 of
+    itself, by Cauchy-Schwarz 2^-9 |x'| |q'| in all, and so does each of up to six additions in bfloat16.
+    """
+    reduced = device == "cuda" and torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    return 2.0**-8 + _summing(dim, device) + (2.0**-6 if reduced else 0.0)
 
 
 def round_down_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -103,11 +116,29 @@ def round_down_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(nearest > values, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
-def _float32_is_kept() -> bool:
+def _summing(dim: int, device: str) -> float:
+    """What adding D terms in float32 may lose: 2^-24 per rounded addition, and as much to spare.
+
+    A tensor core cuts off what it does not round, and where it aligns the terms of a step to the largest, it cuts off
+    each: 2^-23 per term and once more per step (Fasi, Higham, Mikaitis and Pranesh 2021).
+    """
+    return (dim + 16) * (2.0**-23 if device == "cpu" else 2.0**-22)
+
+
+def _float32_is_kept(device: str) -> bool:
     try:
-        return torch.get_float32_matmul_precision() == "highest" and _onednn_precision() in {"none", "ieee"}
+        if torch.get_float32_matmul_precision() != "highest":
+            return False
     except RuntimeError:  # torch's older and newer settings were mixed, and it refuses to say which holds
         return False
+    if device == "cpu":
+        return _onednn_precision() in {"none", "ieee"}
+    # cuBLAS reads the variable itself, over whatever torch has asked for.
+    return _cuda_precision() in {"none", "ieee"} and os.environ.get("NVIDIA_TF32_OVERRIDE", "0") == "0"
+
+
+def _cuda_precision() -> str:
+    return str(getattr(torch.backends.cuda.matmul, "fp32_precision", "none"))  # not there in older versions of torch
 
 
 def _onednn_precision() -> str:

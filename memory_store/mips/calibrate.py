@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
-from memory_store.mips.encode import COPY_DTYPES, GROUP_ROWS, CopyPrecision, encode
+from memory_store.mips.encode import GROUP_ROWS, CopyPrecision, encode
 from memory_store.mips.scan import FEW_QUERIES, MOST_COLUMNS, BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
 from memory_store.mips.workers import Workers
 
 # N rows, G groups of rows, D dimension, B queries
 
-__all__ = ["PRECISIONS", "ScanPlan", "is_sound", "measured_plan"]
+__all__ = ["PRECISIONS", "ScanPlan", "hard_queries", "hard_rows", "is_sound", "measured_plan"]
 
 _PROBED_COLUMNS = (1, *range(16, MOST_COLUMNS + 1, 16))  # the widths that a search uses
 _UNMEASURED_ROWS = 8192  # with so few rows any precision will do, and float32 needs no copy
@@ -90,27 +90,34 @@ def is_sound(name: str, dim: int) -> bool:
     Not every build does: without VNNI, for one, int8 products are added in 16 bits that overflow. Beyond 133,000
     values, sums overflow even 32 bits.
     """
-    if name not in COPY_DTYPES:
+    if PRECISIONS[name].copy is None:
         return True
     if dim == 1:  # torch 2.13 mistakes a column for a row in int8, and reads beyond it
         return False
-    hard_ND = _hard_rows(dim)
+    hard_ND = hard_rows(dim)
     try:
         scan = _build_scan(name, hard_ND, Workers(1))
         return isinstance(scan, CopyScan) and all(
-            scan.keeps_its_promise(hard_ND[:columns].astype(np.float64)) for columns in _PROBED_COLUMNS
+            scan.keeps_its_promise(hard_queries(hard_ND, columns)) for columns in _PROBED_COLUMNS
         )
     except (AttributeError, NotImplementedError, RuntimeError):  # how torch says that a product is not there
         return False
 
 
-def _hard_rows(dim: int) -> NDArray[np.float32]:
-    """Rows that, as queries of each other, overflow 16-bit sums and lose small terms in sums of too few bits."""
-    tail_D = np.full(dim, 2.0**-9, dtype=np.float32)
-    tail_D[0] = 1.0
-    alike_4D = np.stack([np.ones(dim, dtype=np.float32), -np.ones(dim, dtype=np.float32), tail_D, tail_D[::-1]])
+def hard_rows(dim: int) -> NDArray[np.float32]:
+    """Rows that, as queries of each other, overflow 16-bit sums and lose small terms in sums of too few bits, or in
+    factors of too few. A group of each kind, then random ones."""
+    tail_D, odd_D = np.full(dim, 2.0**-9, dtype=np.float32), np.full(dim, 0.5 + 3 * 2.0**-13, dtype=np.float32)
+    tail_D[0] = odd_D[0] = 1.0
+    ones_D = np.ones(dim, dtype=np.float32)
+    alike_5D = np.stack([ones_D, -ones_D, tail_D, tail_D[::-1], odd_D])
     random_nD = np.random.default_rng(0).standard_normal((MOST_COLUMNS, dim), dtype=np.float32)
-    return np.concatenate([np.repeat(alike_4D, GROUP_ROWS, axis=0), random_nD])[::-1].copy()
+    return np.concatenate([np.repeat(alike_5D, GROUP_ROWS, axis=0), random_nD])
+
+
+def hard_queries(rows_ND: NDArray[np.float32], columns: int) -> NDArray[np.float64]:
+    """So many of these rows as queries, some of every kind if there are several."""
+    return rows_ND[:: len(rows_ND) // columns][:columns].astype(np.float64)
 
 
 def _build_scan(name: str, rows_ND: NDArray[np.float32], workers: Workers) -> BlockScan:

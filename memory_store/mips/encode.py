@@ -28,8 +28,10 @@ __all__ = [
     "saved_copy",
 ]
 
-CopyPrecision = Literal["int8", "bfloat16"]
-COPY_DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "bfloat16": torch.bfloat16}
+CopyPrecision = Literal[
+    "int8", "bfloat16", "float32"
+]  # the last on a device only: here the rows themselves are scanned
+COPY_DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 GROUP_ROWS = 16  # rows that share a scale, a bound and a maximum; their exact scores are computed together
 BAND_GROUPS = 64  # a band's largest bound lets most of its groups be passed over without being looked at

@@ -1,8 +1,9 @@
 """The default index: every row is scanned cheaply, and what the scan could hide is proven away or searched again."""
 
+import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,10 +17,12 @@ from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors, check_q
 from memory_store.mips.bounds import GroupBounds
 from memory_store.mips.calibrate import PRECISIONS, ScanPlan, is_sound, measured_plan
 from memory_store.mips.dense import search_dense
+from memory_store.mips.device import device_plan, no_device
+from memory_store.mips.device_scan import DeviceScan
 from memory_store.mips.encode import BAND_GROUPS, COPY_DTYPES, GROUP_ROWS, encode, padded, read_copy, saved_copy
 from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
-from memory_store.mips.shortlist import GroupUpperBounds, Settled, settle
+from memory_store.mips.shortlist import GroupUpperBounds, Settled, UpperBounds, settle
 from memory_store.mips.workers import Workers
 from memory_store.topk import NO_FACT, PartialTopK
 
@@ -27,7 +30,6 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 __all__ = ["ExactIndex", "SearchCounts", "build_exact", "exact_bytes", "is_saved", "restore_exact", "saved_bytes"]
 
-_COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _ROWS_PER_SLOT = 64  # with fewer rows per slot of the answer, that is four groups, most would be scored anyway
 _MOST_SHARE = 64  # a scan in float32 takes as long per query as looking at one row in 64
 _MOST_PAIRS = 2**17  # of a query and one of the first k groups; with the second look, 64 MiB of row numbers
@@ -36,6 +38,10 @@ _BOUND_BYTES = (3 * 4 + 2 * 4) / GROUP_ROWS + _SAVED_BOUND_BYTES  # per row: of 
 _WORKSPACE_BYTES = (1 + 1 / BAND_GROUPS) * 4 * MOST_COLUMNS / GROUP_ROWS  # per row: what one search writes and reads
 _SAVED_VALUES = 2**27  # 1M rows of 128: from here on, a file of a quarter of the vectors' size is worth it
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
+_log = logging.getLogger(__name__)
+
+Encoded = tuple[Tensor | None, GroupBounds]
+"""What `encode` returns: the copy of the rows, if any, and what the proof knows of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +68,28 @@ class ExactIndex:
         vectors: ShardVectors,
         plan: ScanPlan,
         workers: Workers,
-        encoded: tuple[Tensor | None, GroupBounds] | None = None,
+        encoded: Encoded | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """encoded: what `encode` made of these rows for this plan; computed when None."""
+        """encoded: what `encode` made of these rows for this plan; computed when None. device: where the copy is held
+        and scanned; by the workers, in main memory, when None. Raises torch.OutOfMemoryError of the device."""
         self.plan = plan
+        self.device = "cpu" if device is None else str(device)
         self._vectors = vectors
         self._workers = workers
         self._scans: dict[str, BlockScan] = {}
-        self._saved: SavedArrays | None = None
+        self._saved: GroupBounds | None = None
         if plan.needs_scan:
             copy_ND, bounds = encoded or encode(vectors, plan.copy, workers)
-            if is_saved(vectors.num_rows, vectors.dim):
-                self._saved = saved_copy(copy_ND, bounds)
+            if is_saved(vectors.num_rows, vectors.dim) and plan.copy != "float32":
+                self._saved = bounds
             if plan.copy is not None and copy_ND is not None:
-                self._scans[plan.copy] = CopyScan(plan.copy, copy_ND, bounds)
-            self._scans["float32"] = StoredScan(vectors, bounds)
+                self._scans[plan.copy] = (
+                    CopyScan(plan.copy, copy_ND, bounds)
+                    if device is None
+                    else DeviceScan(plan.copy, copy_ND, bounds, device)
+                )
+            self._scans.setdefault("float32", StoredScan(vectors, bounds))
         self._lock = threading.Lock()
         self._idle_workspace: _Workspace | None = None
         self._queries = 0
@@ -85,15 +98,19 @@ class ExactIndex:
 
     @property
     def nbytes(self) -> int:
-        workspace = self._idle_workspace
-        bounds = [] if self._saved is None else [self._saved[name].nbytes for name in ("scale", "residual", "norm")]
+        """Bytes held, those on a device among them."""
+        workspace, saved = self._idle_workspace, self._saved
+        bounds = 0 if saved is None else saved.scale_G.nbytes + saved.residual_G.nbytes + saved.norm_G.nbytes
         scans = (scan.nbytes for scan in self._scans.values())
-        return sum(scans) + sum(bounds) + (workspace.nbytes if workspace is not None else 0)
+        return sum(scans) + bounds + (workspace.nbytes if workspace is not None else 0)
 
     @property
     def saved_arrays(self) -> SavedArrays | None:
         """The copy and its bounds; None where they are computed as quickly as they would be read."""
-        return self._saved
+        if self._saved is None:
+            return None
+        scan = self._scans[self.plan.copy or "float32"]
+        return saved_copy(scan.held_rows() if isinstance(scan, CopyScan) else None, self._saved)
 
     @property
     def counts(self) -> SearchCounts:
@@ -140,7 +157,12 @@ class ExactIndex:
         looked_at_rows = 0
         scan = self._scans[name]
         for chunk in _chunks(pending, _at_most(scan.most_columns(len(pending)), k)):
-            for part, settled in self._scan_chunk(scan, queries_BD[chunk], k, workspace):
+            try:
+                found = self._scan_chunk(scan, queries_BD[chunk], k, workspace)
+            except torch.OutOfMemoryError as full:  # of a device that others use as well
+                _log.warning("a search goes on with this processor: %s", full)
+                found, unproven = [], [*unproven, chunk]
+            for part, settled in found:
                 _fill(answer, chunk[part], settled.answer)
                 unproven.append(chunk[part][~settled.settled_b])
                 looked_at_rows += settled.looked_at_rows
@@ -154,15 +176,25 @@ class ExactIndex:
     def _scan_chunk(
         self, scan: BlockScan, queries_bD: NDArray[np.float64], k: int, workspace: "_Workspace"
     ) -> list[tuple[slice, Settled]]:
-        """First the workers share the rows, to bound them all; then they share the queries, to settle each."""
+        """First the workers, or a device, bound all rows; then the workers share the queries, to settle each."""
         batch, dim = queries_bD.shape
-        columns = _padded_columns(batch)
+        padded_BD = np.concatenate([queries_bD, np.zeros((scan.padded_columns(batch) - batch, dim))])
+        if isinstance(scan, DeviceScan):
+            with scan.one_at_a_time:
+                return self._settle_chunk(scan, scan.upper_bounds(padded_BD), queries_bD, k, workspace)
+        return self._settle_chunk(scan, self._bound_rows(scan, padded_BD, workspace), queries_bD, k, workspace)
+
+    def _bound_rows(
+        self, scan: BlockScan, queries_BD: NDArray[np.float64], workspace: "_Workspace"
+    ) -> GroupUpperBounds:
+        """The workers share the rows."""
+        columns = len(queries_BD)
         num_groups = padded(self._vectors.num_rows) // GROUP_ROWS
         num_bands = -(-num_groups // BAND_GROUPS)
         bounds_GB = workspace.shared.take("bounds", (num_bands * BAND_GROUPS, columns), torch.float32)
         bands_SB = workspace.shared.take("bands", (num_bands, columns), torch.float32)
         bounds_GB[num_groups:] = -torch.inf
-        queries = scan.prepare(np.concatenate([queries_bD, np.zeros((columns - batch, dim))]))
+        queries = scan.prepare(queries_BD)
         block_groups = scan.block_rows(columns, -(-self._vectors.num_rows // self._workers.count)) // GROUP_ROWS
         blocks = iter(range(0, num_bands * BAND_GROUPS, block_groups))
 
@@ -175,11 +207,22 @@ class ExactIndex:
                 torch.amax(whole_GB.view(-1, BAND_GROUPS, columns), dim=1, out=bands_SB[bands])
 
         self._workers.run(bound_rows)
-        upper_bounds = GroupUpperBounds(
+        return GroupUpperBounds(
             bounds_SGb=bounds_GB.numpy().reshape(num_bands, BAND_GROUPS, columns),
             bands_Sb=bands_SB.numpy(),
             unit_b=queries.bounds.unit_B,
         )
+
+    def _settle_chunk(
+        self,
+        scan: BlockScan,
+        upper_bounds: UpperBounds,
+        queries_bD: NDArray[np.float64],
+        k: int,
+        workspace: "_Workspace",
+    ) -> list[tuple[slice, Settled]]:
+        """The workers share the queries."""
+        batch, num_groups = len(queries_bD), padded(self._vectors.num_rows) // GROUP_ROWS
         parts = _shares(batch, self._workers.count)
         settled: list[tuple[slice, Settled]] = []
 
@@ -215,20 +258,41 @@ class _Workspace:
 
 
 def build_exact(vectors: ShardVectors, options: Mapping[str, str], threads: int) -> ExactIndex:
-    """Build the index `exact`; the option `scan` fixes the precision that is otherwise chosen by measurement."""
-    return ExactIndex(vectors, _plan(vectors, options), Workers(threads))
+    """Build the index `exact`; the option `scan` fixes the precision that is otherwise chosen by measurement.
+
+    Raises DeviceUnavailable for device=cuda where there is no GPU, or none with room.
+    """
+    return _made(vectors, options, threads, lambda plan: None)
 
 
 def restore_exact(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: SavedArrays) -> ExactIndex:
-    """The index from its saved copy of the rows, which stays in the mapped file; ValueError where this processor scans
-    another copy faster than the saved one, or cannot scan that one."""
-    plan = _plan(vectors, spec.options)
-    encoded = read_copy(arrays, vectors.num_rows, vectors.dim)
-    found = None if encoded[0] is None else encoded[0].dtype
-    expected = None if plan.copy is None else COPY_DTYPES[plan.copy]
-    if found != expected:
-        raise ValueError(f"expected a copy in {expected}, which is fastest here, found {found}")
-    return ExactIndex(vectors, plan, Workers(threads), encoded)
+    """The index from its saved copy of the rows, which stays in the mapped file; ValueError where another copy than the
+    saved one is scanned faster here, or that one cannot be scanned."""
+
+    def read(plan: ScanPlan) -> Encoded:
+        encoded = read_copy(arrays, vectors.num_rows, vectors.dim)
+        found = None if encoded[0] is None else encoded[0].dtype
+        expected = None if plan.copy is None else COPY_DTYPES[plan.copy]
+        if found != expected:
+            raise ValueError(f"expected a copy in {expected}, which is fastest here, found {found}")
+        return encoded
+
+    return _made(vectors, spec.options, threads, read)
+
+
+def _made(
+    vectors: ShardVectors, options: Mapping[str, str], threads: int, encoded: Callable[[ScanPlan], Encoded | None]
+) -> ExactIndex:
+    workers = Workers(threads)
+    try:
+        placed = device_plan(vectors, options)
+        if placed is not None:
+            plan, device = placed
+            return ExactIndex(vectors, plan, workers, encoded(plan), device)
+    except torch.OutOfMemoryError as full:  # others took what was free
+        no_device(options, str(full).strip().rstrip("."))
+    plan = _plan(vectors, options)
+    return ExactIndex(vectors, plan, workers, encoded(plan))
 
 
 def _plan(vectors: ShardVectors, options: Mapping[str, str]) -> ScanPlan:
@@ -271,10 +335,6 @@ def _chunks(pending: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64
 def _at_most(columns: int, k: int) -> int:
     """Fewer columns where k is so large that the rows to score would not fit in memory for all of them."""
     return max(min(columns, _MOST_PAIRS // k), 1)
-
-
-def _padded_columns(batch: int) -> int:
-    return 1 if batch == 1 else -(-batch // _COLUMN_STEP) * _COLUMN_STEP
 
 
 def _shares(items: int, count: int) -> list[slice]:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from memory_store.mips.base import MipsIndex, RegisteredIndex, ShardVectors, parse_index
+from memory_store.mips.device import gpu_bytes
 from memory_store.mips.exact import build_exact, exact_bytes, restore_exact
 from memory_store.mips.faiss_factory import build_faiss, faiss_bytes, restore_faiss
 from memory_store.mips.hnsw import build_hnsw, hnsw_bytes, restore_hnsw
@@ -27,11 +28,15 @@ INDEXES: Final[Mapping[str, RegisteredIndex]] = MappingProxyType(
                 summary="every row is scanned; the answer is proven equal to float64 brute force",
                 exact=True,
                 options={
-                    "scan": "precision of the scan: auto (measured, the default), int8, bfloat16, float32, float64"
+                    "scan": "precision of the scan: auto (measured, the default), int8, bfloat16, float32, float64",
+                    "device": "cpu (the default), cuda (a GPU, or an error), auto (a GPU where there is one with room)",
+                    "gpus": "share of a GPU that a shard reserves on Ray, above 0 and at most 1; 1 by default",
                 },
                 build=lambda vectors, spec, threads: build_exact(vectors, spec.options, threads),
                 bytes_needed=exact_bytes,
+                gpu_bytes_needed=gpu_bytes,
                 restore=restore_exact,
+                search_options=("gpus",),
             ),
             RegisteredIndex(
                 name="ivf",

@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_store.mips.base import ShardVectors
-from memory_store.mips.bounds import GroupBounds, QueryBounds, float32_error, scale_exponent
+from memory_store.mips.bounds import GroupBounds, QueryBounds, bfloat16_error, float32_error, scale_exponent
 from memory_store.mips.encode import BAND_ROWS, COPY_DTYPES, GROUP_ROWS, CopyPrecision, copy_rows
 from memory_store.mips.scratch import Scratch
 
 # N rows, n rows and g groups in a block, G groups in all, D dimension, B queries (columns of a scan)
 
-__all__ = ["FEW_QUERIES", "MOST_COLUMNS", "BlockScan", "CopyScan", "ScanQueries", "StoredScan"]
+__all__ = ["FEW_QUERIES", "MOST_COLUMNS", "BlockScan", "CopyScan", "ScanQueries", "StoredScan", "whole_bands"]
 
 FEW_QUERIES = 2  # up to here, reading the rows takes the time of a scan; beyond, multiplying does
 MOST_COLUMNS = 128  # queries scanned at once: bound by arithmetic already, and 32 MiB hold the bounds of 1M rows
+_COLUMN_STEP = 16  # a product with 3 queries takes as long as one with 16, and fewer shapes are fewer kernels to make
 _PRODUCTS = 2**20  # products of one block: 4 MiB of results, read again at once for their maxima
 _MOST_ROWS = 2**16
 _STORED_VALUES = 2**18  # values of one block that are copied out of the mapped files first: 1 MiB
@@ -56,11 +57,15 @@ class BlockScan(ABC):
 
     def block_rows(self, columns: int, at_most: int) -> int:
         """Rows that are best scanned at once: whole bands, and no more than at_most, rounded up."""
-        return _whole_bands(min(_PRODUCTS // columns, _MOST_ROWS, at_most))
+        return whole_bands(min(_PRODUCTS // columns, _MOST_ROWS, at_most))
 
     def most_columns(self, batch: int) -> int:
         """How many of the queries of a batch are best scanned at once."""
         return MOST_COLUMNS
+
+    def padded_columns(self, batch: int) -> int:
+        """Columns of a scan of so many queries, the last of them zero: at least as many."""
+        return 1 if batch == 1 else -(-batch // _COLUMN_STEP) * _COLUMN_STEP
 
     @abstractmethod
     def prepare(self, queries_BD: NDArray[np.float64]) -> ScanQueries:
@@ -89,9 +94,11 @@ class CopyScan(BlockScan):
     def __init__(self, precision: CopyPrecision, rows_ND: Tensor, bounds: GroupBounds) -> None:
         super().__init__(bounds, rows_ND.shape[1], scaled=True)
         self.name = precision
-        # Products of int8 and their sums are whole numbers below 2^31. A bfloat16 sum is rounded once more, at its end.
-        self._kernel = 0.0 if precision == "int8" else 2.0**-8 + (self._dim + 16) * 2.0**-23
         self._rows_ND = rows_ND
+
+    def held_rows(self) -> Tensor:
+        """The copy [padded N, D]."""
+        return self._rows_ND
 
     @property
     def nbytes(self) -> int:
@@ -110,9 +117,9 @@ class CopyScan(BlockScan):
         else:
             unit_B = np.ldexp(1.0, np.frexp(peak_B)[1])
             scaled_BD = queries_BD / unit_B[:, None]
-            held = torch.from_numpy(scaled_BD).to(torch.bfloat16)
+            held = torch.from_numpy(scaled_BD).to(COPY_DTYPES[self.name])
         bounds = QueryBounds.of(
-            scaled_BD, held.double().numpy(), kernel=self._kernel, unit_B=np.ldexp(unit_B, self._exponent)
+            scaled_BD, held.double().numpy(), kernel=self._kernel_error(), unit_B=np.ldexp(unit_B, self._exponent)
         )
         return ScanQueries(matrix_DB=held.t(), bounds=bounds)
 
@@ -121,8 +128,12 @@ class CopyScan(BlockScan):
         queries = self.prepare(queries_BD)
         products_NB = self._multiply(slice(0, len(self._rows_ND)), queries, Scratch()).double()
         rows_ND, held_DB = self._rows_ND.double(), queries.matrix_DB.double()
-        allowed_NB = self._kernel * torch.outer(rows_ND.norm(dim=1), held_DB.norm(dim=0))
+        allowed_NB = self._kernel_error() * torch.outer(rows_ND.norm(dim=1), held_DB.norm(dim=0))
         return bool(((products_NB - rows_ND @ held_DB).abs() <= allowed_NB).all())
+
+    def _kernel_error(self) -> float:
+        """`kernel` of the proof. Products of int8 and their sums are whole numbers below 2^31."""
+        return 0.0 if self.name == "int8" else bfloat16_error(self._dim)
 
     def _multiply(self, rows: slice, queries: ScanQueries, scratch: Scratch) -> Tensor:
         block_nD = self._rows_ND[rows]
@@ -149,7 +160,7 @@ class StoredScan(BlockScan):
         self._vectors = vectors
 
     def block_rows(self, columns: int, at_most: int) -> int:
-        return _whole_bands(min(_PRODUCTS // columns, _STORED_VALUES // self._dim, at_most))
+        return whole_bands(min(_PRODUCTS // columns, _STORED_VALUES // self._dim, at_most))
 
     def prepare(self, queries_BD: NDArray[np.float64]) -> ScanQueries:
         unit_B = np.ldexp(1.0, np.frexp(np.abs(queries_BD).max(axis=1, initial=0.0))[1])
@@ -171,5 +182,6 @@ class StoredScan(BlockScan):
         return torch.mm(block_nD, queries.matrix_DB, out=products_nB)
 
 
-def _whole_bands(rows: int) -> int:
+def whole_bands(rows: int) -> int:
+    """Rows of whole bands, at least one."""
     return max(-(-rows // BAND_ROWS), 1) * BAND_ROWS

@@ -7,9 +7,11 @@ __all__ = ["Scratch"]
 
 
 class Scratch:
-    """Buffers of one worker, kept from block to block and from search to search."""
+    """Buffers of one worker, kept from block to block and from search to search, in the memory of one device."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        """device: that of the processor when None."""
+        self._device = device
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -17,7 +19,7 @@ class Scratch:
         needed = shape[0] * shape[1]
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < needed:
-            buffer = self._buffers[name] = torch.empty(needed, dtype=dtype)
+            buffer = self._buffers[name] = torch.empty(needed, dtype=dtype, device=self._device)
         return buffer[:needed].view(shape)
 
     @property

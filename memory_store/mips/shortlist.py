@@ -1,7 +1,7 @@
 """From upper bounds to proven answers: which groups of rows may hold a top-k row, and what their rows truly score."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -17,12 +17,36 @@ from memory_store.topk import NO_FACT, PartialTopK
 # G groups of rows in a band, S bands, b queries, q of them asked about, k slots, m groups per query,
 # P pairs of a query and a group or row, g rows in a group
 
-__all__ = ["GroupUpperBounds", "Settled", "best_of_pairs", "settle"]
+__all__ = ["GroupUpperBounds", "Settled", "UpperBounds", "best_of_pairs", "settle"]
+
+
+class UpperBounds(Protocol):
+    """What a scan leaves, wherever it lies: an upper bound for every group of rows and query, in units of the query."""
+
+    @property
+    def unit_b(self) -> NDArray[np.float64]:
+        """True score per unit of a bound, for each query."""
+        ...
+
+    def of_queries(self, wanted: slice) -> Self:
+        """The bounds of some of the queries; a view."""
+        ...
+
+    def take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(query, group) of the m groups of highest bound of each of these queries, which are then marked as seen."""
+        ...
+
+    def reaching(
+        self, limit_b: NDArray[np.float32], most_groups: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """(query, group) of every group not seen whose bound reaches the limit of its query, and which queries have
+        few enough of them: of the others, with more than most_groups, there are none."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupUpperBounds:
-    """What a scan leaves: no row of group g in band s scores more than bounds_SGb[s, g, b] * unit_b[b] with query b.
+    """In main memory: no row of group g in band s scores more than bounds_SGb[s, g, b] * unit_b[b] with query b.
 
     bounds_SGb: float32, -inf where there is no group; settling overwrites it. bands_Sb: the maximum over each band.
     """
@@ -31,11 +55,37 @@ class GroupUpperBounds:
     bands_Sb: NDArray[np.float32]
     unit_b: NDArray[np.float64]
 
-    def of_queries(self, wanted: slice) -> "GroupUpperBounds":
-        """The bounds of some of the queries; a view."""
-        return GroupUpperBounds(
-            bounds_SGb=self.bounds_SGb[:, :, wanted], bands_Sb=self.bands_Sb[:, wanted], unit_b=self.unit_b[wanted]
+    def of_queries(self, wanted: slice) -> Self:
+        return replace(
+            self,
+            bounds_SGb=self.bounds_SGb[:, :, wanted],
+            bands_Sb=self.bands_Sb[:, wanted],
+            unit_b=self.unit_b[wanted],
         )
+
+    def take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        bounds_SGb, asked = self.bounds_SGb, len(queries_q)
+        # They lie in the m bands of highest maximum. A band whose groups were seen keeps its maximum: still a bound.
+        width = min(m, len(bounds_SGb))
+        bands_Sq = self.bands_Sb if asked == self.bands_Sb.shape[1] else self.bands_Sb[:, queries_q]
+        band_qs = torch.topk(torch.from_numpy(bands_Sq), width, dim=0).indices.numpy().T
+        members_qg = bounds_SGb[band_qs, :, queries_q[:, None]].reshape(asked, width * BAND_GROUPS)
+        member_qm = torch.topk(torch.from_numpy(members_qg), m, dim=1).indices.numpy()
+        band_qm, offset_qm = np.take_along_axis(band_qs, member_qm // BAND_GROUPS, axis=1), member_qm % BAND_GROUPS
+        bounds_SGb[band_qm, offset_qm, queries_q[:, None]] = -np.inf
+        return np.repeat(queries_q, m), (band_qm * BAND_GROUPS + offset_qm).ravel()
+
+    def reaching(
+        self, limit_b: NDArray[np.float32], most_groups: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        batch = len(limit_b)
+        band_P, banded_P = np.nonzero(self.bands_Sb >= limit_b)
+        few_b = np.bincount(banded_P, minlength=batch) <= most_groups
+        band_P, banded_P = band_P[few_b[banded_P]], banded_P[few_b[banded_P]]
+        at_P, offset_P = np.nonzero(self.bounds_SGb[band_P, :, banded_P] >= limit_b[banded_P, None])
+        query_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
+        few_b &= np.bincount(query_P, minlength=batch) <= most_groups
+        return query_P[few_b[query_P]], group_P[few_b[query_P]], few_b
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +101,7 @@ def settle(
     vectors: ShardVectors,
     queries_bD: NDArray[np.float64],
     k: int,
-    bounds: GroupUpperBounds,
+    bounds: UpperBounds,
     *,
     longest: float,
     scratch: Scratch,
@@ -89,7 +139,7 @@ class _Shortlist:
         vectors: ShardVectors,
         queries_bD: NDArray[np.float64],
         k: int,
-        bounds: GroupUpperBounds,
+        bounds: UpperBounds,
         longest: float,
         scratch: Scratch,
     ) -> None:
@@ -104,7 +154,7 @@ class _Shortlist:
 
     def look_at_highest(self, count: int, queries_q: NDArray[np.int64]) -> None:
         """Look at the `count` groups of highest bounds of each of these queries, which raises its floor."""
-        query_P, group_P = self._take_highest(count, queries_q)
+        query_P, group_P = self._bounds.take_highest(count, queries_q)
         score_Pg = self._scorer.scores(query_P, group_P)
         seen_qx = np.concatenate([self._best_bk[queries_q], score_Pg.reshape(len(queries_q), -1)], axis=1)
         self._best_bk[queries_q] = -np.partition(-seen_qx, self._k - 1, axis=1)[:, : self._k]
@@ -115,20 +165,13 @@ class _Shortlist:
 
         False for queries with more than most_groups of them, and for those that are not asked about.
         """
-        bounds = self._bounds
-        settled_b = np.zeros(self._batch, dtype=np.bool_)
-        settled_b[queries_q] = True
+        asked_b = np.zeros(self._batch, dtype=np.bool_)
+        asked_b[queries_q] = True
         floor_b = self._scorer.true_floor(self._best_bk.min(axis=1))
-        limit_b = np.where(settled_b, round_down_float32(floor_b / bounds.unit_b), np.float32(np.inf))
-        band_P, banded_P = np.nonzero(bounds.bands_Sb >= limit_b)
-        settled_b &= np.bincount(banded_P, minlength=self._batch) <= most_groups
-        band_P, banded_P = band_P[settled_b[banded_P]], banded_P[settled_b[banded_P]]
-        at_P, offset_P = np.nonzero(bounds.bounds_SGb[band_P, :, banded_P] >= limit_b[banded_P, None])
-        query_P, group_P = banded_P[at_P], band_P[at_P] * BAND_GROUPS + offset_P
-        settled_b &= np.bincount(query_P, minlength=self._batch) <= most_groups
-        query_P, group_P = query_P[settled_b[query_P]], group_P[settled_b[query_P]]
+        limit_b = np.where(asked_b, round_down_float32(floor_b / self._bounds.unit_b), np.float32(np.inf))
+        query_P, group_P, few_b = self._bounds.reaching(limit_b, most_groups)
         self._keep(query_P, group_P, self._scorer.scores(query_P, group_P))
-        return settled_b
+        return asked_b & few_b
 
     def answer(self) -> PartialTopK:
         """The k best of the rows looked at, by their true scores."""
@@ -148,19 +191,6 @@ class _Shortlist:
         at_P, offset_P = np.nonzero(score_Pg >= limit_b[query_P, None])
         self._near.append(_NearRows(query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P, score_Pg[at_P, offset_P]))
         self.looked_at_groups += len(group_P)
-
-    def _take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(query, group) of the m groups of highest bound of each of these queries, which are then marked as seen."""
-        bounds_SGb, asked = self._bounds.bounds_SGb, len(queries_q)
-        # They lie in the m bands of highest maximum. A band whose groups were seen keeps its maximum: still a bound.
-        width = min(m, len(bounds_SGb))
-        bands_Sq = self._bounds.bands_Sb if asked == self._batch else self._bounds.bands_Sb[:, queries_q]
-        band_qs = torch.topk(torch.from_numpy(bands_Sq), width, dim=0).indices.numpy().T
-        members_qg = bounds_SGb[band_qs, :, queries_q[:, None]].reshape(asked, width * BAND_GROUPS)
-        member_qm = torch.topk(torch.from_numpy(members_qg), m, dim=1).indices.numpy()
-        band_qm, offset_qm = np.take_along_axis(band_qs, member_qm // BAND_GROUPS, axis=1), member_qm % BAND_GROUPS
-        bounds_SGb[band_qm, offset_qm, queries_q[:, None]] = -np.inf
-        return np.repeat(queries_q, m), (band_qm * BAND_GROUPS + offset_qm).ravel()
 
 
 class _NearRows(NamedTuple):

@@ -23,6 +23,12 @@ def test_float16_halves_the_vectors_but_not_the_index() -> None:
     assert half.shard.index_bytes == wide.shard.index_bytes
 
 
+def test_an_index_on_a_gpu_says_what_it_needs_there_and_others_need_nothing() -> None:
+    plan = plan_memory(facts=1_000_000, dim=128, machine=LAPTOP, index="exact?device=cuda&scan=int8", shards=1)
+    assert 2 * 128 * 10**6 < plan.shard.gpu_bytes < 2 * GIB
+    assert plan_memory(facts=1_000_000, dim=128, machine=LAPTOP, shards=1).shard.gpu_bytes == 0
+
+
 def test_what_is_planned_is_what_was_measured() -> None:
     plan = plan_memory(facts=2_567_310, dim=256, machine=LAPTOP)
     # the peak of `hmn embed` over the facts of 3.2 million triples, as `hmn bench kb` tells it

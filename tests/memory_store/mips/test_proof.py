@@ -141,6 +141,16 @@ def test_a_product_that_saturates_is_not_used(monkeypatch):
     assert not is_sound.__wrapped__("int8", 64)
 
 
+def test_a_product_whose_sums_overflow_is_not_used(monkeypatch):
+    def overflowing(rows, queries, *, out):
+        exact_nB = rows.long() @ queries.long()
+        return out.copy_((exact_nB + 2**19) % 2**20 - 2**19)
+
+    monkeypatch.setattr(torch, "_int_mm", overflowing)
+    assert is_sound.__wrapped__("int8", 16)  # 16 times 127 * 127 fits into 20 bits
+    assert not is_sound.__wrapped__("int8", 48)
+
+
 def test_a_bfloat16_sum_kept_in_bfloat16_is_not_used(monkeypatch):
     def forgetful(rows, queries, *, out):
         sum_nB = torch.zeros_like(out)
