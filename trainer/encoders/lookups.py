@@ -78,6 +78,7 @@ class Lookup:
     def bags(self, offsets: NDArray[np.int64], weight_X: Tensor | None = None) -> Tensor:
         """[B, W]: the weighted sums of the rows of features offsets[b] to offsets[b + 1], with gradient to both."""
         place_X, starts_B = torch.from_numpy(self.places.place_X), torch.from_numpy(offsets[:-1])
+        weight_X = None if weight_X is None else weight_X.contiguous()  # torch is ten times as slow with strided ones
         sum_BW = functional.embedding_bag(
             place_X, self.rows_UW.detach(), starts_B, mode="sum", per_sample_weights=weight_X
         )
