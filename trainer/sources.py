@@ -61,15 +61,18 @@ class HeldFeatures:
     def of(self, fact_ids_C: NDArray[np.int64]) -> FactFeatures | None:
         """The features of these facts; None where they are not held."""
         features = self._current()
-        if features is None or not len(self._ids_N) or fact_ids_C is self._ids_N:
+        if features is None or fact_ids_C is self._ids_N:
             return features
+        if not len(self._ids_N):
+            return None
         row_C = np.searchsorted(self._ids_N, fact_ids_C).clip(max=len(self._ids_N) - 1)
         return features.take(row_C) if np.array_equal(self._ids_N[row_C], fact_ids_C) else None
 
     def all_ids(self) -> NDArray[np.int64]:
         """The ids of all facts, sorted; `of` this very array are the features of all, without a search."""
-        if self._most_bytes is not None:
-            self._most_bytes, self._generation, self._parts = None, -1, None
+        self._most_bytes = None
+        if self._features is None:  # it was too much, or not asked for
+            self._generation, self._parts = -1, None
         self._current()
         return self._ids_N
 

@@ -1,8 +1,7 @@
 """A scan on a device of torch's: copy, products and bounds stay there; what settling asks about them comes back."""
 
 import threading
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from memory_store.mips.bounds import GroupBounds, bfloat16_error, float32_error
 from memory_store.mips.encode import BAND_GROUPS, BAND_ROWS, COPY_DTYPES, GROUP_ROWS, CopyPrecision
 from memory_store.mips.scan import MOST_COLUMNS, CopyScan, ScanQueries, whole_bands
 from memory_store.mips.scratch import Scratch
+from memory_store.mips.shortlist import UpperBounds
 
 # N rows, G groups of rows in a band, S bands, D dimension, B queries (columns of a scan), b queries,
 # q of them asked about, m groups per query, P pairs of a query and a group
@@ -126,21 +126,8 @@ class DeviceScan(CopyScan):
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DeviceUpperBounds:
-    """As GroupUpperBounds, in the memory of a device: float32 [S, G, b] and [S, b]. Any thread may ask."""
-
-    bounds_SGb: Tensor
-    bands_Sb: Tensor
-    unit_b: NDArray[np.float64]
-
-    def of_queries(self, wanted: slice) -> Self:
-        return replace(
-            self,
-            bounds_SGb=self.bounds_SGb[:, :, wanted],
-            bands_Sb=self.bands_Sb[:, wanted],
-            unit_b=self.unit_b[wanted],
-        )
+class DeviceUpperBounds(UpperBounds[Tensor]):
+    """Bounds in the memory of a device. Any thread may ask."""
 
     def take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         asked_q = torch.from_numpy(queries_q).to(self.bands_Sb.device)

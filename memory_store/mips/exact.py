@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,7 +217,7 @@ class ExactIndex:
     def _settle_chunk(
         self,
         scan: BlockScan,
-        upper_bounds: UpperBounds,
+        upper_bounds: UpperBounds[Any],
         queries_bD: NDArray[np.float64],
         k: int,
         workspace: "_Workspace",

@@ -1,11 +1,13 @@
 """From upper bounds to proven answers: which groups of rows may hold a top-k row, and what their rows truly score."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import round_down_float32
@@ -19,49 +21,43 @@ from memory_store.topk import NO_FACT, PartialTopK
 
 __all__ = ["GroupUpperBounds", "Settled", "UpperBounds", "best_of_pairs", "settle"]
 
-
-class UpperBounds(Protocol):
-    """What a scan leaves, wherever it lies: an upper bound for every group of rows and query, in units of the query."""
-
-    @property
-    def unit_b(self) -> NDArray[np.float64]:
-        """True score per unit of a bound, for each query."""
-        ...
-
-    def of_queries(self, wanted: slice) -> Self:
-        """The bounds of some of the queries; a view."""
-        ...
-
-    def take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(query, group) of the m groups of highest bound of each of these queries, which are then marked as seen."""
-        ...
-
-    def reaching(
-        self, limit_b: NDArray[np.float32], most_groups: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """(query, group) of every group not seen whose bound reaches the limit of its query, and which queries have
-        few enough of them: of the others, with more than most_groups, there are none."""
-        ...
+Array = TypeVar("Array", NDArray[np.float32], Tensor)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GroupUpperBounds:
-    """In main memory: no row of group g in band s scores more than bounds_SGb[s, g, b] * unit_b[b] with query b.
+class UpperBounds(ABC, Generic[Array]):
+    """What a scan leaves: no row of group g in band s scores more than bounds_SGb[s, g, b] * unit_b[b] with query b.
 
     bounds_SGb: float32, -inf where there is no group; settling overwrites it. bands_Sb: the maximum over each band.
     """
 
-    bounds_SGb: NDArray[np.float32]
-    bands_Sb: NDArray[np.float32]
+    bounds_SGb: Array
+    bands_Sb: Array
     unit_b: NDArray[np.float64]
 
     def of_queries(self, wanted: slice) -> Self:
+        """The bounds of some of the queries; a view."""
         return replace(
             self,
             bounds_SGb=self.bounds_SGb[:, :, wanted],
             bands_Sb=self.bands_Sb[:, wanted],
             unit_b=self.unit_b[wanted],
         )
+
+    @abstractmethod
+    def take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(query, group) of the m groups of highest bound of each of these queries, which are then marked as seen."""
+
+    @abstractmethod
+    def reaching(
+        self, limit_b: NDArray[np.float32], most_groups: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """(query, group) of every group not seen whose bound reaches the limit of its query, and which queries have
+        few enough of them: of the others, with more than most_groups, there are none."""
+
+
+class GroupUpperBounds(UpperBounds[NDArray[np.float32]]):
+    """Bounds in main memory."""
 
     def take_highest(self, m: int, queries_q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         bounds_SGb, asked = self.bounds_SGb, len(queries_q)
@@ -101,7 +97,7 @@ def settle(
     vectors: ShardVectors,
     queries_bD: NDArray[np.float64],
     k: int,
-    bounds: UpperBounds,
+    bounds: UpperBounds[Any],
     *,
     longest: float,
     scratch: Scratch,
@@ -139,7 +135,7 @@ class _Shortlist:
         vectors: ShardVectors,
         queries_bD: NDArray[np.float64],
         k: int,
-        bounds: UpperBounds,
+        bounds: UpperBounds[Any],
         longest: float,
         scratch: Scratch,
     ) -> None:

@@ -106,6 +106,8 @@ def test_held_features_follow_the_facts(memory_of_world: tuple[str, Any]) -> Non
         np.testing.assert_array_equal(held.all_ids(), all_ids_N[1:])
         assert held.of(all_ids_N[:1]) is None
         _assert_same(held.of(all_ids_N[1:9]) or _fail(), _fetched(memory, all_ids_N[1:9]))
+        memory.delete(all_ids_N[1:])
+        assert held.of(all_ids_N[:1]) is None, "an empty memory holds none either"
 
 
 def _fail() -> FactFeatures:
