@@ -22,11 +22,16 @@ _LATEST = "checkpoints/latest.json"
 _DTYPES = {"F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER_BYTES = 16 * 2**20
+_LATER_FIELDS = {"serving": 0, "serving_step": 0}  # checkpoints of earlier versions lack them
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself. generation: of the memory it was trained against, at `memory`."""
+    """What a checkpoint says of itself. generation: of the memory at `memory`, embedded by this model.
+
+    serving: the generation that the run searched at this step, where that is an older one, made by the model of
+    serving_step: a run that did not wait for its refresh is resumed with it. 0: none.
+    """
 
     format_version: int
     path: str
@@ -39,6 +44,8 @@ class CheckpointInfo:
     fingerprint: str
     features: str
     encoder: str
+    serving: int = 0
+    serving_step: int = 0
 
 
 def save_checkpoint(
@@ -95,6 +102,7 @@ def newest_checkpoint(storage: Storage) -> CheckpointInfo | None:
     try:
         content = json.loads(storage.read_bytes(_LATEST))
         known = {field.name: field.type for field in fields(CheckpointInfo)}
+        content = {**_LATER_FIELDS, **content}
         if set(content) != set(known) or any(not isinstance(content[name], known[name]) for name in known):  # type: ignore[arg-type]
             raise ValueError("other fields than expected")
     except (ValueError, TypeError) as error:

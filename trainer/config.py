@@ -76,14 +76,15 @@ class TrainConfig:
     subject is replaced by another one of the same relation. refresh_every_steps: how often the memory is embedded
     again. refresh_drift, refresh_recall: it is also embedded again as soon as a sample of its vectors is further than
     that from what the model makes of the facts now (share of their norm), or holds less than that of the facts that
-    the model would retrieve now; looked at every refresh_check_steps, 0 for never. refresh_lag_steps: training goes on
-    while the memory is embedded by a copy of the model, and takes the result over so many steps after it was asked for,
-    waiting only if it is not ready by then; 0 waits at once. checkpoint_every_refreshes: a checkpoint is written with
-    every so many scheduled ones; those are waited for. workers: data-parallel processes of Ray Train; 1 trains in
-    this process. threads: torch threads. max_steps: stop early, 0 for no limit. extra: facts that join the candidates
-    at random, against the bias of an approximate search: "uniform" ones, or whole "clusters" of the stored vectors;
-    extra_facts: how many, on average for clusters. correction: "importance" weighs them in the loss by the chance that
-    they had. sample_questions: asked at every refresh, for the metrics.
+    the model would retrieve now; looked at every refresh_check_steps, 0 for never. refresh_wait: what training waits
+    for, as it goes on while a copy of the model embeds the memory. "late": the result is taken over refresh_lag_steps
+    after it was asked for (0: after refresh_every_steps), and waited for only if it is not ready by then, so that equal
+    seeds give equal runs. "never": it is taken over whenever it is ready. "always": at once, without a copy.
+    checkpoint_every_refreshes: a checkpoint is written with every so many scheduled ones. workers: data-parallel
+    processes of Ray Train; 1 trains in this process. threads: torch threads. max_steps: stop early, 0 for no limit.
+    extra: facts that join the candidates at random, against the bias of an approximate search: "uniform" ones, or whole
+    "clusters" of the stored vectors; extra_facts: how many, on average for clusters. correction: "importance" weighs
+    them in the loss by the chance that they had. sample_questions: asked at every refresh, for the metrics.
     """
 
     epochs: int = 4
@@ -100,6 +101,7 @@ class TrainConfig:
     refresh_drift: float = 0.0
     refresh_recall: float = 0.0
     refresh_check_steps: int = 10
+    refresh_wait: Literal["late", "never", "always"] = "late"
     refresh_lag_steps: int = 0
     checkpoint_every_refreshes: int = 5
     workers: int = 1
@@ -124,14 +126,12 @@ class TrainConfig:
         at_least("train.refresh_drift", self.refresh_drift, 0)
         between("train.refresh_recall", self.refresh_recall, 0, 1)
         at_least("train.refresh_check_steps", self.refresh_check_steps, 1)
-        if self.workers > 1 and (self.refresh_drift or self.refresh_recall):
+        between("train.refresh_lag_steps", self.refresh_lag_steps, 0, self.refresh_every_steps + 1)
+        if self.refresh_lag_steps and self.refresh_wait != "late":
             raise ConfigError(
-                f"expected train.workers = 1 with train.refresh_drift or train.refresh_recall, found {self.workers}: "
-                "each worker would decide for itself; set train.refresh_every_steps instead"
+                f'expected train.refresh_wait = "late" with train.refresh_lag_steps = {self.refresh_lag_steps}, found '
+                f'"{self.refresh_wait}"; leave one of them out'
             )
-        between("train.refresh_lag_steps", self.refresh_lag_steps, 0, self.refresh_every_steps)
-        if self.workers > 1 and self.refresh_lag_steps:
-            raise ConfigError(f"expected train.workers = 1 with train.refresh_lag_steps, found {self.workers}")
         at_least("train.checkpoint_every_refreshes", self.checkpoint_every_refreshes, 1)
         at_least("train.workers", self.workers, 1)
         at_least("train.threads", self.threads, 1)

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
-from torch import Tensor
 
 from memory_store.errors import ConfigError, HmnError, MemoryNotFound
 from memory_store.manifest import read_manifest
@@ -23,12 +20,13 @@ from memory_store.opening import open_memory
 from memory_store.parts import scan_facts
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
-from pipeline.features import FEATURES_VERSION, QuestionFeatures, question_features
+from pipeline.features import question_features
 from pipeline.ingest import ingest
 from pipeline.sources.questions import read_questions
 from trainer.alone import training_alone
 from trainer.attention import KMipsAttention
-from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint
+from trainer.checkpointer import Checkpointer, pin_name
 from trainer.config import RunConfig, load_config, save_config
 from trainer.data import Paths, Questions, TrainingData
 from trainer.encoders.base import Encoder
@@ -39,9 +37,10 @@ from trainer.metrics import last_loss
 from trainer.process import prepare_process, step_workers
 from trainer.refresh import Refresher
 from trainer.report.write import write_report
+from trainer.schedule import Agree, Schedule, alone_agrees
 from trainer.sources import EncodedFacts, ExtraFacts, HeldFeatures
-from trainer.staleness import SAMPLE_QUESTIONS, RefreshPolicy, Staleness, measure_staleness
-from trainer.state import capture, restore
+from trainer.staleness import SAMPLE_QUESTIONS, Staleness, measure_staleness
+from trainer.state import restore
 from trainer.step import Average, Optimizers, training_step
 from trainer.watch import Sample, Watch
 
@@ -49,7 +48,6 @@ __all__ = ["RunResult", "train", "train_worker"]
 
 # A cluster takes a minute to miss a node and several to start another one: a run of hours had better wait for that.
 SHARD_DEADLINE_S = 600.0
-_PIN_CHARS = 180  # of a run's folder in the name of its pin, which may have 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +174,9 @@ def train_worker(
     progress: Progress,
     rank: int = 0,
     average: Average | None = None,
-    wait: Callable[[int], int] = lambda generation: generation,
+    agree: Agree = alone_agrees,
 ) -> dict[str, Any]:
-    """What every worker does. rank 0 also embeds, checkpoints and reports; wait: hands its generation to the others."""
+    """What every worker does. rank 0 also embeds, checkpoints and reports; agree: hands what it says to the others."""
     prepare_process(config.train.threads)
     storage = Storage(config.memory.url)
     manifest = read_manifest(storage)
@@ -205,16 +203,19 @@ def train_worker(
     if config.train.max_steps:
         steps = min(steps, config.train.max_steps)
     first = found.step if found else 0
+    goes_on_with = found.serving if found and config.train.refresh_wait != "always" else 0
     watch = None
     if rank == 0:
         sample = Sample.draw(config.data.questions, questions, paths, config.seed, config.train.sample_questions)
-        watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first)
+        fresh_at = found.serving_step if found and goes_on_with else first
+        watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first, fresh_at=fresh_at)
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
         config.memory.url,
         config.memory.shards,
         config.memory.index,
         backend=config.memory.backend,
+        generation=goes_on_with or None,
         replicas=config.memory.replicas,
         recall_share=config.memory.recall_share,
         target_recall=config.memory.target_recall or None,
@@ -227,32 +228,19 @@ def train_worker(
             optimizers=optimizers,
             attention=attention,
             data=data,
-            run_storage=run_storage,
             steps=steps,
             rank=rank,
             average=average,
-            wait=wait,
+            agree=agree,
             progress=progress,
             watch=watch,
         )
         return run.train(first, found)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A refresh that training does not wait for. step: whose model embeds; member: of it, or all."""
-
-    step: int
-    member: int | None
-
-
 @dataclass(kw_only=True)
 class _Run:
-    """The state of a run between its steps. steps: of each member; they are trained one after the other.
-
-    While a member learns, the memory holds its vectors alone, which makes searches and refreshes as fast as they can
-    be; for a checkpoint and at the end it is embedded by all.
-    """
+    """The parts of a run. steps: of each member; they are trained one after the other."""
 
     config: RunConfig
     memory: Memory
@@ -260,35 +248,40 @@ class _Run:
     optimizers: Optimizers
     attention: KMipsAttention
     data: TrainingData
-    run_storage: Storage
     steps: int
     rank: int
     average: Average | None
-    wait: Callable[[int], int]
+    agree: Agree
     progress: Progress
     watch: Watch | None  # of rank 0
     loss: float = 0.0
-    asked: _Asked | None = None  # a refresh under way beside the steps
-    held: int | None = -1  # the member whose vectors the memory holds, None for all; -1 for what was there before
 
     def train(self, first: int, found: CheckpointInfo | None) -> dict[str, Any]:
-        refresher = Refresher(self.memory, self.encoder, name=_pin_name(self.config), dtype=self.config.memory.dtype)
+        name = pin_name(self.config.run_dir)
+        refresher = Refresher(self.memory, self.encoder, name=name, dtype=self.config.memory.dtype)
         with contextlib.closing(refresher):  # what it does beside must not outlive the run, however that ends
             return self._train(first, found, refresher)
 
     def _train(self, first: int, found: CheckpointInfo | None, refresher: Refresher) -> dict[str, Any]:
         settings = self.config.train
-        policy = RefreshPolicy(
-            most_drift=settings.refresh_drift,
-            least_recall=settings.refresh_recall,
-            check_every_steps=settings.refresh_check_steps,
+        members = len(self.encoder.members)
+        total = members * self.steps
+        schedule = Schedule(
+            settings,
+            self.memory,
+            self.encoder,
+            refresher,
+            Checkpointer(self.config, self.encoder, self.optimizers, total=total),
+            member_steps=self.steps,
+            rank=self.rank,
+            agree=self.agree,
+            watch=self.watch,
+            found=found,
         )
         self.encoder.train()
         self.attention.train()
         if found is not None and self.rank == 0:
             self.loss = last_loss(Path(self.config.run_dir))
-        generation = found.generation if found is not None else 0
-        members = len(self.encoder.members)
         held = HeldFeatures(self.memory)
         facts = [
             EncodedFacts(self.memory, self.encoder, member=m if members > 1 else None, held=held)
@@ -298,33 +291,9 @@ class _Run:
             self.memory, settings.extra, settings.extra_facts, seed=self.config.seed, threads=settings.threads
         )
         workers = step_workers(settings.threads)
-        total = members * self.steps
         for step in range(first, total):
             member, own_step = divmod(step, self.steps)
-            alone = member if members > 1 else None
-            refreshes, steps_since = divmod(own_step, settings.refresh_every_steps)
-            if self.asked is not None and (steps_since == 0 or step == self.asked.step + settings.refresh_lag_steps):
-                generation = self._take_over(refresher, step)
-            is_checkpoint = refreshes % settings.checkpoint_every_refreshes == 0
-            if steps_since == 0 and settings.refresh_lag_steps and own_step and step > first and not is_checkpoint:
-                self._ask(refresher, step, alone)
-            elif steps_since == 0:
-                generation = self._refresh(refresher, alone, watched_at=step)
-                if is_checkpoint and step > first:
-                    if members > 1:
-                        generation = self._refresh(refresher, None)
-                    self._save(refresher, generation, step, total)
-                    if members > 1:
-                        generation = self._refresh(refresher, alone)
-            elif (
-                self.asked is None
-                and policy.is_checked_at(own_step)
-                and policy.is_due(self._staleness(facts[member], own_step, member))
-            ):
-                if settings.refresh_lag_steps:
-                    self._ask(refresher, step, alone)
-                else:
-                    generation = self._refresh(refresher, alone, watched_at=step)
+            schedule.before(step, partial(self._staleness, facts[member], own_step, member))
             began_s = time.perf_counter()
             batch = self.data.batch(own_step, self.rank, settings.workers, member=member)
             batch_s = time.perf_counter() - began_s
@@ -336,7 +305,7 @@ class _Run:
                 batch,
                 self.optimizers,
                 workers=workers,
-                member=alone,
+                member=member if members > 1 else None,
                 decay=1 - own_step / self.steps,
                 feature_dropout=settings.feature_dropout,
                 generator=generator,
@@ -348,11 +317,7 @@ class _Run:
             done = step + 1
             if self.watch is not None and self.watch.step(done, report, batch, batch_s, last=done == total):
                 self.progress("train", done, total, unit="steps", note=f"loss {report.loss:.3f}")
-        if self.asked is not None:
-            self._take_over(refresher, total)
-        if total > first:
-            generation = self._refresh(refresher, None, watched_at=total)
-            self._save(refresher, generation, total, total)
+        generation = schedule.finish(total)
         if self.watch is not None:
             self.watch.close()
         return {"steps": total, "loss": self.loss, "generation": generation}
@@ -375,73 +340,3 @@ class _Run:
         if self.watch is not None:
             self.watch.measured(found)
         return found
-
-    def _refresh(self, refresher: Refresher, alone: int | None, *, watched_at: int | None = None) -> int:
-        """Embed with the model as it is; rank 0 commits, the others wait and serve what it committed.
-
-        alone: embed by this member only, not by all. watched_at: the step at which the watch asks its sample.
-        """
-        encode = partial(self._encode, member=alone)
-        watch = self.watch if watched_at is not None else None
-        if watch is not None:
-            watch.before_refresh(self.memory, encode if self.held == alone else None)
-        generation = refresher.refresh(member=alone) if self.rank == 0 else 0
-        generation = self.wait(generation)
-        self.held = alone
-        if self.rank == 0:
-            refresher.sweep()
-        else:
-            self.memory.refresh(generation)
-        if watch is not None and watched_at is not None:
-            watch.refreshed(watched_at, self.memory, encode)
-        return generation
-
-    def _ask(self, refresher: Refresher, step: int, alone: int | None) -> None:
-        """Have the model as it is embed the memory beside the next steps."""
-        refresher.begin(member=alone)
-        self.asked = _Asked(step, alone)
-
-    def _take_over(self, refresher: Refresher, step: int) -> int:
-        """Go on with the vectors that were asked for; at a step that the settings fix, so that equal seeds agree."""
-        assert self.asked is not None, "something was asked for"
-        asked, self.asked = self.asked, None
-        encode = partial(self._encode, member=asked.member)
-        if self.watch is not None:
-            self.watch.before_refresh(self.memory, encode if self.held == asked.member else None)
-        generation = refresher.take_over()
-        self.held = asked.member
-        refresher.sweep()
-        if self.watch is not None:
-            self.watch.refreshed(step, self.memory, encode, as_of=asked.step)
-        return generation
-
-    def _save(self, refresher: Refresher, generation: int, step: int, total: int) -> None:
-        """A checkpoint against a generation that all members embedded, kept for as long as the checkpoint is."""
-        if self.rank != 0:
-            return
-        with refresher.keeping(generation):
-            save_checkpoint(
-                self.run_storage,
-                capture(self.encoder, self.optimizers),
-                step=step,
-                total_steps=total,
-                generation=generation,
-                memory=self.config.memory.url,
-                fingerprint=self.encoder.fingerprint(),
-                features=FEATURES_VERSION,
-                encoder=self.config.model.encoder,
-            )
-        refresher.sweep()
-
-    def _encode(self, questions: QuestionFeatures, member: int | None) -> Tensor:
-        was_training = self.encoder.training
-        query_BD = self.encoder.eval().encode_questions(questions, member=member)
-        self.encoder.train(was_training)
-        return query_BD
-
-
-def _pin_name(config: RunConfig) -> str:
-    """Readable, and another one for every run directory: runs of one name must not take each other's pin."""
-    folder = Path(config.run_dir).resolve()
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name)[:_PIN_CHARS]
-    return f"run-{plain or 'unnamed'}-{xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]}"

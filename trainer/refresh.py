@@ -1,9 +1,8 @@
 """Refreshing a memory while a model trains: embed, commit, switch, sweep. The old generation serves meanwhile."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from memory_store.memory import Memory
 from memory_store.storage import Storage
-from memory_store.upkeep import pin, sweep, unpin
+from memory_store.upkeep import sweep
 from pipeline.embed import embed
 from trainer.encoders.base import Encoder
 from trainer.encoders.facts import FactFeatures
@@ -89,8 +88,8 @@ def _content(features: pa.ChunkedArray) -> str:
 class Refresher:
     """Keeps a memory's vectors in step with an encoder that learns.
 
-    name: of the run. Its pin keeps the generation that the checkpoint in force names; the other generations that this
-    run's refreshes made are swept once they are superseded, and nobody else's are.
+    name: of the run. The generations that its refreshes made are swept once they are superseded, unless a checkpoint
+    pins them, and nobody else's are.
     """
 
     def __init__(self, memory: Memory, encoder: Encoder, *, name: str, dtype: str) -> None:
@@ -98,7 +97,6 @@ class Refresher:
         self._encoder = encoder
         self._embedder = FactEmbedder(encoder)
         self._storage = Storage(memory.url)
-        self._name = name
         self._note = f"refresh of {name}"
         self._dtype = dtype
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="hmn-refresh")
@@ -112,15 +110,25 @@ class Refresher:
             committed(generation)
         return self._serve(generation)
 
-    def begin(self, *, member: int | None = None) -> None:
+    def begin(self, *, member: int | None = None, save: Callable[[int], None] | None = None) -> None:
         """Start to embed all facts as the encoder is now, by a copy of it, beside whatever comes next.
 
-        The generation is committed when it is done, and served from `take_over` on. One at a time.
+        The generation is committed when it is done, and served from `take_over` on. One at a time. save: called first,
+        there, with a generation that all members of the copy embedded.
         """
         assert self._begun is None, "the one before is taken over first"
         encoder = copy.deepcopy(self._encoder).eval()
-        embedder = self._embedder.of(encoder, member)
-        self._begun = self._beside.submit(self._embed, encoder, embedder, member)
+
+        def work() -> int:
+            if save is not None:
+                save(self._embed(encoder, self._embedder.of(encoder, None), None))
+            return self._embed(encoder, self._embedder.of(encoder, member), member)
+
+        self._begun = self._beside.submit(work)
+
+    def is_ready(self) -> bool:
+        """Whether `take_over` would return, or raise, at once."""
+        return self._begun is not None and self._begun.done()
 
     def take_over(self) -> int:
         """Serve what `begin` started, waiting for it if need be; returns the generation. Raises what it met."""
@@ -149,18 +157,6 @@ class Refresher:
         self._memory.release_others()
         give_memory_back()
         return generation
-
-    @contextmanager
-    def keeping(self, generation: int) -> Iterator[None]:
-        """While the checkpoint that names this generation is published; what the one before it names stays until then.
-
-        A run that dies meanwhile leaves both pinned, for either checkpoint may be in force. The next one lets go.
-        """
-        coming = f"{self._name}-next"
-        pin(self._storage, coming, generation)
-        yield
-        pin(self._storage, self._name, generation)
-        unpin(self._storage, coming)
 
     def sweep(self) -> None:
         """Delete the generations of this run that are superseded; pinned and current ones stay."""

@@ -65,7 +65,7 @@ class Watch:
     may differ between two runs of one seed.
     """
 
-    def __init__(self, run_dir: Path, sample: Sample, *, k: int, resume_step: int) -> None:
+    def __init__(self, run_dir: Path, sample: Sample, *, k: int, resume_step: int, fresh_at: int) -> None:
         self._stream = MetricsStream(run_dir, resume_step=resume_step)
         self._sample = sample
         self._k = k
@@ -74,7 +74,7 @@ class Watch:
         self._steps = 0
         self._stale_QK: NDArray[np.int64] | None = None
         self._refresh_began_s = 0.0
-        self._fresh_at = resume_step
+        self._fresh_at = fresh_at
         self._staleness: Staleness | None = None
 
     def step(self, done: int, report: StepReport, batch: Batch, batch_s: float, *, last: bool) -> bool:

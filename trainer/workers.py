@@ -82,11 +82,11 @@ def _worker(payload: dict[str, Any]) -> None:
     from trainer.loop import train_worker
 
     rank = ray.train.get_context().get_world_rank()
-    train_worker(payload["config"], payload["found"], silent, rank=rank, average=average_gradients, wait=_from_rank_0)
+    train_worker(payload["config"], payload["found"], silent, rank=rank, average=average_gradients, agree=_from_rank_0)
 
 
-def _from_rank_0(generation: int) -> int:
-    """The generation that rank 0 committed; everyone waits for it."""
-    box = torch.tensor([generation])
+def _from_rank_0(said: int) -> int:
+    """What rank 0 said; everyone waits for it."""
+    box = torch.tensor([said])
     distributed.broadcast(box, src=0)
     return int(box.item())

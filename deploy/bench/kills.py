@@ -38,6 +38,7 @@ SETTINGS = (
     "train.batch_questions=64",
     "train.refresh_every_steps=6",
     "train.checkpoint_every_refreshes=1",
+    "train.refresh_wait=late",  # so that kills meet refreshes and checkpoints on their way beside the steps
 )
 """A small model trained for a few steps: a kill should find the process writing, not multiplying."""
 

@@ -129,6 +129,7 @@ def run_config(case: Case, source: Source, folder: Path, *, seed: int, steps: in
                 "reader_rate": 0.001,
                 "feature_dropout": 0.3,
                 "refresh_every_steps": max(steps // 10, 1),
+                "refresh_wait": "always",
                 "checkpoint_every_refreshes": 1_000,
                 "sample_questions": 1_000,
                 "threads": threads,

@@ -8,7 +8,7 @@ import pytest
 
 from memory_store.errors import ConfigError, StorageFailed
 from memory_store.storage import Storage
-from memory_store.upkeep import verify_memory
+from memory_store.upkeep import pins, sweep, verify_memory
 from trainer import step
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
@@ -18,7 +18,7 @@ from trainer.refresh import Refresher
 
 MakeConfig = Callable[..., RunConfig]
 
-# Asked for at 6, 12, 18 ... and taken over 4 steps later; every third makes a checkpoint, and is waited for.
+# Asked for at 6, 12, 18 ... and taken over 4 steps later; every third makes a checkpoint.
 BESIDE = {
     "epochs": 3,
     "max_steps": 32,
@@ -26,6 +26,7 @@ BESIDE = {
     "refresh_lag_steps": 4,
     "checkpoint_every_refreshes": 3,
 }
+NEVER = {**BESIDE, "refresh_wait": "never", "refresh_lag_steps": 0}
 MEASURED = ("drift", "index_recall")  # a resumed run has none until it looks again
 
 
@@ -40,12 +41,42 @@ def outcome(config: RunConfig) -> tuple[object, ...]:
     return checkpoint.fingerprint, checkpoint.step, lines
 
 
+def is_beside() -> bool:
+    """Whether this is the thread that refreshes beside the steps."""
+    return threading.current_thread() is not threading.main_thread()
+
+
+def refreshed_at(config: RunConfig) -> list[int]:
+    return [line["step"] for line in read_metrics(Path(config.run_dir)) if line["kind"] == "refresh"]
+
+
+class Steps:
+    """Training steps, counted; `at` a step something is done before it, once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: dict[int, Callable[[], object]]) -> None:
+        self.done = 0
+        self._at = at
+        self._original = step.training_step
+        monkeypatch.setattr("trainer.loop.training_step", self)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        self._at.pop(self.done, lambda: None)()
+        self.done += 1
+        return self._original(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("lag", "steps"), [(4, [0, 10, 16, 22, 28, 32, 32]), (0, [0, 12, 18, 24, 30, 32, 32])])
 def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
-    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, lag: int, steps: list[int]
 ) -> None:
     begin, take_over, embed = Refresher.begin, Refresher.take_over, Refresher._embed
     awaited = threading.Event()
-    early, late = run_config("early", "m1", train=BESIDE), run_config("late", "m2", train=BESIDE)
+    settings = {**BESIDE, "refresh_lag_steps": lag}
+    early, late = run_config("early", "m1", train=settings), run_config("late", "m2", train=settings)
     begun = []
 
     def begin_and_finish(self: Refresher, **options: object) -> None:
@@ -56,48 +87,89 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
     with monkeypatch.context() as quick:
         quick.setattr(Refresher, "begin", begin_and_finish)
         train(early)
-    assert len(begun) == 4, "at 6, 12, 24 and 30"
+    assert len(begun) == 5, "at 6, 12, 18, 24 and 30"
 
     def embed_late(self: Refresher, *arguments: object) -> int:
-        if threading.current_thread() is not threading.main_thread():
-            assert awaited.wait(120)
-            awaited.clear()
+        assert not is_beside() or awaited.wait(120)
         return embed(self, *arguments)  # type: ignore[arg-type]
 
     def take_over_late(self: Refresher) -> int:
         awaited.set()
-        return take_over(self)
+        generation = take_over(self)
+        awaited.clear()
+        return generation
 
     with monkeypatch.context() as slow:
         slow.setattr(Refresher, "_embed", embed_late)
         slow.setattr(Refresher, "take_over", take_over_late)
         train(late)
     assert outcome(early) == outcome(late)
-    refreshed = [line["step"] for line in read_metrics(Path(late.run_dir)) if line["kind"] == "refresh"]
-    assert refreshed == [0, 10, 16, 18, 28, 32, 32]
-    stale = {line["step"]: line["stale_steps"] for line in read_metrics(Path(late.run_dir)) if line["kind"] == "train"}
-    assert stale == {10: 9, 20: 1, 30: 5, 32: 7}, "counted from the step whose model made the vectors"
+    assert refreshed_at(late) == steps
+    if lag:
+        lines = [line for line in read_metrics(Path(late.run_dir)) if line["kind"] == "train"]
+        stale = {line["step"]: line["stale_steps"] for line in lines}
+        assert stale == {10: 9, 20: 7, 30: 5, 32: 7}, "counted from the step whose model made the vectors"
     verify_memory(late.memory.url)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("lag", [4, 0])
 def test_an_interrupted_run_that_refreshes_beside_resumes_to_the_same_result(
-    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, members: int, lag: int
 ) -> None:
-    drift = {**BESIDE, "refresh_drift": 1e-6, "refresh_check_steps": 5}
-    whole, stopped = run_config("whole", "m1", train=drift), run_config("stopped", "m2", train=drift)
+    drift = {**BESIDE, "refresh_lag_steps": lag, "refresh_drift": 1e-6, "refresh_check_steps": 5}
+    model = {"members": members}
+    whole = run_config("whole", "m1", model=model, train=drift)
+    stopped = run_config("stopped", "m2", model=model, train=drift)
     train(whole)
-    original, calls = step.training_step, iter(range(1000))
-
-    def failing(*args: object, **kwargs: object) -> object:
-        if next(calls) == 26:  # a refresh is under way
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("trainer.loop.training_step", failing)
+    Steps(monkeypatch, at={26 + 32 * (members - 1): interrupt})  # a refresh is under way
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
-    assert train(stopped, resume=True).resumed_from == 18
+    sweep(stopped.memory.url)  # the vectors that it goes on with are pinned
+    assert train(stopped, resume=True).resumed_from == 18 + 32 * (members - 1)
     assert outcome(stopped) == outcome(whole)
+    verify_memory(stopped.memory.url)
+    checkpoint = newest_checkpoint(Storage(stopped.run_dir))
+    assert checkpoint is not None
+    assert list(pins(Storage(stopped.memory.url)).values()) == [checkpoint.generation]
+
+
+def test_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(train=NEVER)
+    begin, embed = Refresher.begin, Refresher._embed
+    slow, saved, refreshers = threading.Event(), [], []
+
+    def begin_and_note(self: Refresher, *, member: int | None, save: Callable[[int], None] | None) -> None:
+        refreshers.append(self)
+        saved.append(save is not None)
+        begin(self, member=member, save=save)
+
+    def embed_slowly(self: Refresher, *arguments: object) -> int:
+        assert not is_beside() or slow.wait(120), "asked for at 6, ready at 20"
+        return embed(self, *arguments)  # type: ignore[arg-type]
+
+    def get_ready() -> None:
+        slow.set()
+        begun = refreshers[-1]._begun
+        assert begun is not None
+        begun.result()
+
+    monkeypatch.setattr(Refresher, "begin", begin_and_note)
+    monkeypatch.setattr(Refresher, "_embed", embed_slowly)
+    with monkeypatch.context() as interrupted:
+        steps = Steps(interrupted, at={20: get_ready, 26: interrupt})
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert steps.done == 26
+    assert refreshed_at(config)[:2] == [0, 21]
+    assert saved[:2] == [False, True], "the checkpoint of step 18 was due while the first one was under way"
+    result = train(config, resume=True)
+    assert result.resumed_from == 21
+    assert result.steps == 32
+    verify_memory(config.memory.url)
+    assert list(pins(Storage(config.memory.url)).values()) == [result.generation]
 
 
 def test_what_a_refresh_beside_meets_ends_the_run_where_it_is_taken_over(
@@ -106,7 +178,7 @@ def test_what_a_refresh_beside_meets_ends_the_run_where_it_is_taken_over(
     embed = Refresher._embed
 
     def fails(self: Refresher, *arguments: object) -> int:
-        if threading.current_thread() is not threading.main_thread():
+        if is_beside():
             raise StorageFailed("cannot write: disk full")
         return embed(self, *arguments)  # type: ignore[arg-type]
 
@@ -116,8 +188,8 @@ def test_what_a_refresh_beside_meets_ends_the_run_where_it_is_taken_over(
 
 
 @pytest.mark.parametrize(
-    "train", [{"refresh_lag_steps": 6}, {"refresh_lag_steps": -1}, {"refresh_lag_steps": 2, "workers": 2}]
+    "train", [{"refresh_lag_steps": 7}, {"refresh_lag_steps": -1}, {"refresh_lag_steps": 2, "refresh_wait": "never"}]
 )
-def test_a_lag_that_cannot_be_kept_is_refused(run_config: MakeConfig, train: dict[str, int]) -> None:
+def test_a_lag_that_cannot_be_kept_is_refused(run_config: MakeConfig, train: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="refresh_lag_steps"):
         run_config(train={"refresh_every_steps": 6, **train})

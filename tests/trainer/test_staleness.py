@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from memory_store.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.loop import train
 from trainer.metrics import read_metrics
@@ -36,7 +35,13 @@ def test_either_bound_is_enough_and_zero_is_none(
 
 
 def test_a_run_refreshes_when_its_memory_has_drifted_and_says_how_stale_it_was(run_config: MakeConfig) -> None:
-    often = {"max_steps": 12, "refresh_every_steps": 8, "refresh_drift": 1e-6, "refresh_check_steps": 3}
+    often = {
+        "max_steps": 12,
+        "refresh_every_steps": 8,
+        "refresh_drift": 1e-6,
+        "refresh_check_steps": 3,
+        "refresh_wait": "always",
+    }
     config = run_config(train=often)
     train(config)
     lines = read_metrics(Path(config.run_dir))
@@ -50,8 +55,3 @@ def test_a_run_refreshes_when_its_memory_has_drifted_and_says_how_stale_it_was(r
     train(patient)
     lines = read_metrics(Path(patient.run_dir))
     assert [line["step"] for line in lines if line["kind"] == "refresh"] == [0, 8, 12]
-
-
-def test_policies_of_one_worker_are_refused_for_several(run_config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"train.workers = 1 .* found 2"):
-        run_config(train={"workers": 2, "refresh_recall": 0.9})

@@ -18,13 +18,15 @@ from memory_store.errors import ConfigError, MemoryNotFound
 from memory_store.manifest import generations
 from memory_store.storage import Storage
 from memory_store.upkeep import pins, sweep, verify_memory
+from trainer import checkpointer
 from trainer.alone import training_alone
 from trainer.ask import Answerer
 from trainer.checkpoint import newest_checkpoint
+from trainer.checkpointer import pin_name
 from trainer.config import RunConfig
 from trainer.encoders.registry import make_encoder
 from trainer.evaluation import Evaluation, evaluate
-from trainer.loop import _pin_name, train
+from trainer.loop import train
 from trainer.metrics import of_mean, read_metrics, wilson
 from trainer.run import load_run, open_run
 
@@ -169,22 +171,20 @@ def test_a_run_that_dies_while_it_writes_a_checkpoint_keeps_what_the_one_in_forc
     run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config()
-    import trainer.loop
-
-    original = trainer.loop.save_checkpoint
+    original = checkpointer.save_checkpoint
 
     def dies(storage: Storage, *args: object, **kwargs: object) -> object:
         if newest_checkpoint(storage) is not None:
             raise KeyboardInterrupt
         return original(storage, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer.loop, "save_checkpoint", dies)
+    monkeypatch.setattr(checkpointer, "save_checkpoint", dies)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     sweep(config.memory.url)
     with open_run(config.run_dir) as run:
         assert run.memory.generation == run.checkpoint.generation
-    monkeypatch.setattr(trainer.loop, "save_checkpoint", original)
+    monkeypatch.setattr(checkpointer, "save_checkpoint", original)
     result = train(config, resume=True)
     assert list(pins(Storage(config.memory.url)).values()) == [result.generation]
 
@@ -260,10 +260,10 @@ def test_a_second_process_is_refused_while_the_first_one_trains(run_config: Make
 
 def test_the_pin_of_a_run_has_a_valid_name_whatever_its_folder_is_called(run_config: MakeConfig) -> None:
     folders = ["x" * 250, "x" * 249 + "y", "bären", "b\u00e4ren", "..."]
-    names = {_pin_name(run_config(name)) for name in folders}
+    names = {pin_name(run_config(name).run_dir) for name in folders}
     assert len(names) == 4
     for name in names:
-        assert upkeep._pin_path(f"{name}-next")
+        assert upkeep._pin_path(f"{name}-serving-next")
 
 
 def test_a_missing_memory_without_sources_is_said_so(run_config: MakeConfig) -> None:

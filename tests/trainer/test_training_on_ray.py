@@ -64,6 +64,31 @@ def test_two_workers_learn_together(run_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("wait", ["late", "never"])
+def test_two_workers_take_the_same_vectors_over_when_drift_asked_for_them(run_config: MakeConfig, wait: str) -> None:
+    train_section = {
+        "workers": 2,
+        "max_steps": 24,
+        "refresh_every_steps": 24,
+        "refresh_drift": 1e-6,
+        "refresh_check_steps": 4,
+        "refresh_wait": wait,
+        "refresh_lag_steps": 3 if wait == "late" else 0,
+    }
+    config = run_config(train=train_section)
+    result = train(config)
+    refreshed = [line["step"] for line in read_metrics(Path(config.run_dir)) if line["kind"] == "refresh"]
+    assert refreshed[0] == 0
+    assert refreshed[-1] == result.steps == 24
+    assert len(refreshed) > 2, "by drift"
+    if wait == "late":
+        assert refreshed == [0, 7, 11, 15, 19, 23, 24]
+    checkpoint = newest_checkpoint(Storage(config.run_dir))
+    assert checkpoint is not None
+    assert checkpoint.generation == result.generation
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_what_a_worker_meets_is_said_as_by_a_run_of_one(run_config: MakeConfig, tmp_path: Path) -> None:
     sections = {"data": {"questions": str(tmp_path / "nowhere")}}
     said = []
