@@ -23,7 +23,7 @@ def test_gold_ranks_count_from_one_and_are_zero_where_no_gold_fact_was_retrieved
 
 
 def test_a_run_records_every_stage_of_its_steps_and_what_the_stale_memory_still_found(run_config: MakeConfig) -> None:
-    config = run_config(train={"max_steps": 14})
+    config = run_config(train={"max_steps": 14, "refresh_wait": "always"})
     train(config)
     lines = read_metrics(Path(config.run_dir))
     steps = [line for line in lines if line["kind"] == "train"]

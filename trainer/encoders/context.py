@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 # B questions, L words of the longest question, W words of all questions together, F width of a word vector, H hidden
 
@@ -32,9 +33,9 @@ class _Heads(nn.Module):
         nn.init.zeros_(self.summary.weight)
         nn.init.zeros_(self.summary.bias)
 
-    def forward(self, state_BLH: Tensor, row_W: Tensor, place_W: Tensor, keep_BH: Tensor) -> tuple[Tensor, Tensor]:
-        gates_W2 = torch.sigmoid(self.gates(state_BLH[row_W, place_W]))
-        return gates_W2, self.summary(state_BLH.amax(dim=1) * keep_BH)
+    def forward(self, state_WH: Tensor, most_BH: Tensor, keep_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """state_WH: of each word; most_BH: its maximum over the words of a question."""
+        return torch.sigmoid(self.gates(state_WH)), self.summary(most_BH * keep_BH)
 
 
 class ConvolutionContext(nn.Module):
@@ -48,12 +49,11 @@ class ConvolutionContext(nn.Module):
         self.heads = _Heads(hidden, width)
 
     def forward(self, word_WF: Tensor, word_offsets: NDArray[np.int64], keep_BH: Tensor) -> tuple[Tensor, Tensor]:
-        words_BLF, mask_BL, row_W, place_W = _padded(self.norm(word_WF), word_offsets)
-        mask_B1L = mask_BL.unsqueeze(1)
-        # Conv1d wants channels before places: [B, L, F] -> [B, F, L]
-        state_BHL = torch.relu(self.first(words_BLF.transpose(1, 2))) * mask_B1L
-        state_BHL = torch.relu(self.second(state_BHL)) * mask_B1L
-        result: tuple[Tensor, Tensor] = self.heads(state_BHL.transpose(1, 2), row_W, place_W, keep_BH)
+        has_left_W1, has_right_W1 = _neighbours(word_offsets)
+        state_WH = torch.relu(_convolve(self.first, self.norm(word_WF), has_left_W1, has_right_W1))
+        state_WH = torch.relu(_convolve(self.second, state_WH, has_left_W1, has_right_W1))
+        state_BLH, _, _, _ = _padded(state_WH, word_offsets)  # with zeros, and no state is below
+        result: tuple[Tensor, Tensor] = self.heads(state_WH, state_BLH.amax(dim=1), keep_BH)
         return result
 
 
@@ -79,8 +79,30 @@ class RecurrentContext(nn.Module):
         backward_BLH = torch.take_along_dim(backward_BLH, mirror_BL.unsqueeze(2), dim=1)
         state_BLH = torch.cat([forward_BLH, backward_BLH], dim=2)
         state_BLH = state_BLH.masked_fill(mask_BL.unsqueeze(2) == 0, -1.0)  # below any state of a GRU
-        result: tuple[Tensor, Tensor] = self.heads(state_BLH, row_W, place_W, keep_BH)
+        result: tuple[Tensor, Tensor] = self.heads(state_BLH[row_W, place_W], state_BLH.amax(dim=1), keep_BH)
         return result
+
+
+def _neighbours(word_offsets: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """(1 for each word that has one on its left, 0 for others; the same of the right), float32 [W, 1]."""
+    words = int(word_offsets[-1])
+    has_left, has_right = np.ones((2, words + 1), dtype=np.float32)
+    has_left[word_offsets[:-1]] = 0  # the word after the last one stands for questions without words
+    has_right[word_offsets[1:] - 1] = 0
+    return torch.from_numpy(has_left[:words, None]), torch.from_numpy(has_right[:words, None])
+
+
+def _convolve(layer: nn.Conv1d, x_WF: Tensor, has_left_W1: Tensor, has_right_W1: Tensor) -> Tensor:
+    """[W, H]: the layer over each word and its two neighbours, zeros beyond a question; one product, without padding.
+
+    A convolution over questions of equal length, filled up, would work on nothing for half of the time, and its
+    gradient takes half as long again as that of the product.
+    """
+    left_WF = functional.pad(x_WF, (0, 0, 1, 0))[:-1] * has_left_W1
+    right_WF = functional.pad(x_WF, (0, 0, 0, 1))[1:] * has_right_W1
+    # [H, F, 3] -> [H, 3, F], as the words stand side by side
+    weight_HX = layer.weight.permute(0, 2, 1).flatten(1)
+    return functional.linear(torch.cat([left_WF, x_WF, right_WF], dim=1), weight_HX, layer.bias)
 
 
 def _padded(word_WF: Tensor, word_offsets: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -59,14 +59,16 @@ class RelationPart(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(question vectors [B, F], entity gate of each feature that is seen [V])."""
         looked_up = self.questions.lookup(self.questions.places_of(self.questions.rows_of(seen.values)))
-        word_WF = _word_vectors(questions, seen, looked_up)
+        lies_within_V = seen.first_word_V == seen.last_word_V
+        word_WF = _sum_words(seen, looked_up, lies_within_V)
         keep_BH = _keep((len(questions), self.reader_hidden), _SUMMARY_DROPOUT if self.training else 0.0, generator)
-        gates_W2, summary_BF = self.reader(word_WF, questions.word_offsets, keep_BH)
+        gates_W2, summary_BF = self.reader(word_WF * _word_scale(questions), questions.word_offsets, keep_BH)
         # A feature over several words is gated by the first and the last of them.
         first_V, last_V = torch.from_numpy(seen.first_word_V), torch.from_numpy(seen.last_word_V)
-        gates_V2 = (gates_W2[first_V] + gates_W2[last_V]) / 2
+        gates_V2 = (torch.index_select(gates_W2, 0, first_V) + torch.index_select(gates_W2, 0, last_V)) / 2
         length_B1 = torch.from_numpy(np.maximum(np.diff(questions.offsets), 1)).float().unsqueeze(1)
-        sum_BF = looked_up.bags(seen.offsets, gates_V2[:, 1])
+        sum_BF = _sum_gated(questions, word_WF, gates_W2[:, 1:])
+        sum_BF = sum_BF + _sum_across(seen, looked_up, ~lies_within_V, gates_V2[:, 1])
         # Feature vectors start small and sums of random ones grow by the square root: about one tenth to begin with.
         x_BF = 3 * sum_BF * length_B1.rsqrt()
         return self.scale * (x_BF + self.network(x_BF) + summary_BF) + self.bias, gates_V2[:, 0]
@@ -79,19 +81,34 @@ class RelationPart(nn.Module):
         return sum_RF * length_R1.rsqrt()
 
 
-def _word_vectors(questions: QuestionFeatures, seen: QuestionFeatures, looked_up: Lookup) -> Tensor:
-    """[W, F]: each word as the sum of the features that are seen of those that lie within it."""
-    _, all_bounds = _within_words(questions)
-    within_X, seen_bounds = _within_words(seen)
-    count_W = torch.from_numpy(np.maximum(np.diff(all_bounds), 1)).float()
-    return 10 * looked_up.only(within_X).bags(seen_bounds) * count_W.rsqrt().unsqueeze(1)
+def _sum_words(seen: QuestionFeatures, looked_up: Lookup, lies_within_V: NDArray[np.bool_]) -> Tensor:
+    """[W, F]: of each word, the sum of the features that are seen of those that lie within it."""
+    return looked_up.only(np.flatnonzero(lies_within_V)).bags(_word_bounds(seen, lies_within_V))
 
 
-def _within_words(questions: QuestionFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(the X features that lie within one word; bounds: those of word w are bounds[w] to bounds[w + 1] of them)."""
-    within_X = np.flatnonzero(questions.first_word_V == questions.last_word_V)
-    word_X = questions.first_word_V[within_X]  # ascending: features are ordered by the first word they cover
-    return within_X, np.searchsorted(word_X, np.arange(int(questions.word_offsets[-1]) + 1))
+def _word_scale(questions: QuestionFeatures) -> Tensor:
+    """[W, 1]: what sums of as many features as a word has are brought to one size by."""
+    bounds = _word_bounds(questions, questions.first_word_V == questions.last_word_V)
+    return 10 * torch.from_numpy(np.maximum(np.diff(bounds), 1)).float().rsqrt().unsqueeze(1)
+
+
+def _word_bounds(questions: QuestionFeatures, lies_within_V: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of the features that lie within a word, bounds[w] to bounds[w + 1] are those of word w."""
+    word_X = questions.first_word_V[lies_within_V]  # ascending: features are ordered by the first word they cover
+    return np.searchsorted(word_X, np.arange(int(questions.word_offsets[-1]) + 1))
+
+
+def _sum_gated(questions: QuestionFeatures, word_WF: Tensor, gate_W1: Tensor) -> Tensor:
+    """[B, F]: the features within words, all of a word by its gate."""
+    question_W = torch.from_numpy(np.repeat(np.arange(len(questions)), np.diff(questions.word_offsets)))
+    return word_WF.new_zeros(len(questions), word_WF.shape[1]).index_add(0, question_W, word_WF * gate_W1)
+
+
+def _sum_across(seen: QuestionFeatures, looked_up: Lookup, lies_across_V: NDArray[np.bool_], gate_V: Tensor) -> Tensor:
+    """[B, F]: the features over several words, each by its own gate."""
+    across = np.flatnonzero(lies_across_V)
+    bounds = np.searchsorted(across, seen.offsets)
+    return looked_up.only(across).bags(bounds, torch.index_select(gate_V, 0, torch.from_numpy(across)))
 
 
 def _keep(shape: tuple[int, ...], dropout: float, generator: torch.Generator | None) -> Tensor:
