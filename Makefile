@@ -21,8 +21,9 @@ setup: $(STAMP)  ## create .venv with the exact versions of requirements.lock
 demo: $(STAMP)  ## the whole thing on a built-in knowledge base: ingest, embed, train, evaluate, ask
 	@$(BIN)/hmn demo
 
+# Two processes, each with a small Ray of its own: most of what a test of actors does is wait for them to start.
 test: lint typecheck  ## everything CI runs: ruff, mypy, import direction, pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(STAMP)  ## the tests of a living memory and of faults, long: make chaos STEPS=30000
 	mkdir -p build && rm -f build/chaos.jsonl
