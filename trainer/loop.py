@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from memory_store.errors import ConfigError, HmnError, MemoryNotFound
-from memory_store.manifest import read_manifest
+from memory_store.manifest import generations, read_manifest
 from memory_store.memory import Memory
 from memory_store.opening import open_memory
 from memory_store.parts import scan_facts
@@ -202,12 +202,13 @@ def train_worker(
     steps = config.train.epochs * data.steps_per_epoch
     if config.train.max_steps:
         steps = min(steps, config.train.max_steps)
+    if found is not None and found.serving not in generations(storage):  # somebody took its pin away
+        found = replace(found, serving=0)
     first = found.step if found else 0
-    goes_on_with = found.serving if found and config.train.refresh_wait != "always" else 0
     watch = None
     if rank == 0:
         sample = Sample.draw(config.data.questions, questions, paths, config.seed, config.train.sample_questions)
-        fresh_at = found.serving_step if found and goes_on_with else first
+        fresh_at = found.serving_step if found and found.serving else first
         watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first, fresh_at=fresh_at)
     attention = KMipsAttention(config.train.k, config.train.candidates)
     with open_memory(
@@ -215,7 +216,7 @@ def train_worker(
         config.memory.shards,
         config.memory.index,
         backend=config.memory.backend,
-        generation=goes_on_with or None,
+        generation=found.serving or None if found else None,
         replicas=config.memory.replicas,
         recall_share=config.memory.recall_share,
         target_recall=config.memory.target_recall or None,

@@ -79,7 +79,7 @@ class Schedule:
         )
         # The vectors that are searched, and the step whose model made them. A run goes on with those that it had.
         self._served_step = found.serving_step if found is not None else 0
-        self._can_go_on = found is not None and found.serving > 0 and settings.refresh_wait != "always"
+        self._can_go_on = found is not None and found.serving > 0
         self._held = self._alone(self._first) if self._can_go_on else -1  # the member; None: all; -1: nobody's
 
     def before(self, step: int, measure: Callable[[], Staleness]) -> None:

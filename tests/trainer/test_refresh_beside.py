@@ -8,7 +8,7 @@ import pytest
 
 from memory_store.errors import ConfigError, StorageFailed
 from memory_store.storage import Storage
-from memory_store.upkeep import pins, sweep, verify_memory
+from memory_store.upkeep import pins, sweep, unpin, verify_memory
 from trainer import step
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
@@ -132,6 +132,22 @@ def test_an_interrupted_run_that_refreshes_beside_resumes_to_the_same_result(
     checkpoint = newest_checkpoint(Storage(stopped.run_dir))
     assert checkpoint is not None
     assert list(pins(Storage(stopped.memory.url)).values()) == [checkpoint.generation]
+
+
+def test_a_run_whose_vectors_were_swept_in_spite_of_it_resumes_by_embedding_anew(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(train=BESIDE)
+    Steps(monkeypatch, at={26: interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    storage = Storage(config.memory.url)
+    (served,) = [name for name in pins(storage) if name.endswith("-serving")]
+    unpin(storage, served)
+    sweep(config.memory.url)
+    result = train(config, resume=True)
+    assert (result.resumed_from, result.steps) == (18, 32)
+    verify_memory(config.memory.url)
 
 
 def test_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
