@@ -85,6 +85,10 @@ def _content(features: pa.ChunkedArray) -> str:
     return digest.hexdigest()
 
 
+class _Closed(Exception):
+    """Nobody waits for this refresh any more."""
+
+
 class Refresher:
     """Keeps a memory's vectors in step with an encoder that learns.
 
@@ -101,6 +105,7 @@ class Refresher:
         self._dtype = dtype
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="hmn-refresh")
         self._begun: Future[int] | None = None
+        self._is_closed = False
 
     def refresh(self, committed: Callable[[int], None] | None = None, *, member: int | None = None) -> int:
         """Embed all facts as the encoder, or one member of it, is now; commit, serve; returns the generation."""
@@ -137,7 +142,8 @@ class Refresher:
         return self._serve(begun.result())
 
     def close(self) -> None:
-        """Wait for the end of what was begun, whatever it is."""
+        """End what was begun and not taken over, after the part of facts that it is at; it commits nothing."""
+        self._is_closed = True
         self._beside.shutdown(wait=True)
 
     def _embed(self, encoder: Encoder, embedder: FactEmbedder, member: int | None) -> int:
@@ -148,9 +154,14 @@ class Refresher:
             dim=encoder.dim_of(member),
             dtype=self._dtype,
             note=self._note,
+            progress=self._go_on,
         )
         embedder.forget_unused()
         return done.generation
+
+    def _go_on(self, task: str, done: int, total: int | None = None, **_: str) -> None:
+        if self._is_closed:
+            raise _Closed
 
     def _serve(self, generation: int) -> int:
         self._memory.refresh(generation)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import trainer.refresh
 from memory_store.errors import ConfigError, StorageFailed
+from memory_store.progress import Progress
 from memory_store.storage import Storage
 from memory_store.upkeep import pins, sweep, unpin, verify_memory
 from trainer import step
@@ -175,7 +177,7 @@ def test_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
     monkeypatch.setattr(Refresher, "begin", begin_and_note)
     monkeypatch.setattr(Refresher, "_embed", embed_slowly)
     with monkeypatch.context() as interrupted:
-        steps = Steps(interrupted, at={20: get_ready, 26: interrupt})
+        steps = Steps(interrupted, at={20: get_ready, 22: get_ready, 26: interrupt})
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert steps.done == 26
@@ -201,6 +203,25 @@ def test_what_a_refresh_beside_meets_ends_the_run_where_it_is_taken_over(
     monkeypatch.setattr(Refresher, "_embed", fails)
     with pytest.raises(StorageFailed, match="disk full"):
         train(run_config(train=BESIDE))
+
+
+def test_a_run_that_ends_early_ends_the_refresh_that_nobody_waits_for(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, begun = trainer.refresh.embed, threading.Event()
+
+    def never_done(*arguments: object, progress: Progress, **options: object) -> object:
+        if not is_beside():
+            return original(*arguments, progress=progress, **options)  # type: ignore[arg-type]
+        begun.set()
+        while True:
+            progress("embed", 0, 1)
+
+    monkeypatch.setattr(trainer.refresh, "embed", never_done)
+    Steps(monkeypatch, at={8: interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config(train=BESIDE))
+    assert begun.is_set()
 
 
 @pytest.mark.parametrize(
