@@ -316,7 +316,10 @@ class _Run:
             )
             self.loss = report.loss
             done = step + 1
-            if self.watch is not None and self.watch.step(done, report, batch, batch_s, last=done == total):
+            is_last = done == total
+            generation = self.memory.generation
+            watch = self.watch
+            if watch is not None and watch.step(done, report, batch, batch_s, generation=generation, last=is_last):
                 self.progress("train", done, total, unit="steps", note=f"loss {report.loss:.3f}")
         generation = schedule.finish(total)
         if self.watch is not None:

@@ -57,12 +57,11 @@ class Watch:
     A line "train" every few steps: loss, candidates, softmax_size of that step; accuracy and recall are the shares of
     its questions whose gold fact the memory, as stale as it then was, returned first and among the K; stale_steps: the
     steps since the memory was embedded; drift and index_recall, where a policy measures them, as trainer.staleness
-    found them last. Its timing is the
-    mean of the steps since the line before, by stage.
+    found them last. Its timing is the mean of the steps since the line before, by stage.
     A line "refresh" at every refresh: accuracy and recall of the sample with the new vectors; stale_accuracy and
     stale_recall with the vectors that were served until then; overlap: mean share of the K facts that the new vectors
-    find which the old ones found too (the recall of the stale index). Its timing has the generation as well, as that
-    may differ between two runs of one seed.
+    find which the old ones found too (the recall of the stale index).
+    The timing of both has the generation that was searched as well, as that may differ between two runs of one seed.
     """
 
     def __init__(self, run_dir: Path, sample: Sample, *, k: int, resume_step: int, fresh_at: int) -> None:
@@ -77,8 +76,11 @@ class Watch:
         self._fresh_at = fresh_at
         self._staleness: Staleness | None = None
 
-    def step(self, done: int, report: StepReport, batch: Batch, batch_s: float, *, last: bool) -> bool:
-        """Count a step in; whether it was one that is written. batch_s: what making the batch took."""
+    def step(self, done: int, report: StepReport, batch: Batch, batch_s: float, *, generation: int, last: bool) -> bool:
+        """Count a step in; whether it was one that is written.
+
+        batch_s: what making the batch took. generation: that the step searched.
+        """
         for stage, spent_s in {**report.stages_s, "batch": batch_s, "step": report.step_s}.items():
             self._spent_s[stage] += spent_s
         self._steps += 1
@@ -95,7 +97,7 @@ class Watch:
         if report.retrieved_BK is not None:
             values |= _shares("", gold_ranks(report.retrieved_BK, batch.gold_BG))
         timing = {f"{name}_s": spent_s / self._steps for name, spent_s in self._spent_s.items()}
-        self._stream.write("train", done, values, timing)
+        self._stream.write("train", done, values, {**timing, "generation": generation})
         self._spent_s.clear()
         self._steps = 0
         return True
