@@ -239,6 +239,14 @@ class Memory:
                 self._serve(wanted)
             return wanted.generation
 
+    def prepare(self, generation: int) -> None:
+        """Have the shards load a generation beside the one they serve, so that `refresh` to it has only to switch.
+
+        Raises GenerationNotFound, CorruptFile.
+        """
+        wanted = read_manifest(self._storage, generation)
+        self._ask(lambda state: state[0].coordinator.load(wanted.generation, deadline_s=LOAD_DEADLINE_S))
+
     def upsert(self, facts: pa.Table, vectors: ArrayLike, *, note: str | None = None) -> int:
         """Add facts, or put them in the place of those that have their ids; returns the generation that holds them.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from memory_store.memory import Memory
 from memory_store.storage import Storage
-from memory_store.upkeep import sweep
+from memory_store.upkeep import pin, sweep, unpin
 from pipeline.embed import embed
 from trainer.encoders.base import Encoder
 from trainer.encoders.facts import FactFeatures
@@ -102,6 +102,7 @@ class Refresher:
         self._embedder = FactEmbedder(encoder)
         self._storage = Storage(memory.url)
         self._note = f"refresh of {name}"
+        self._coming = f"{name}-coming"
         self._dtype = dtype
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="hmn-refresh")
         self._begun: Future[int] | None = None
@@ -118,8 +119,8 @@ class Refresher:
     def begin(self, *, member: int | None = None, save: Callable[[int], None] | None = None) -> None:
         """Start to embed all facts as the encoder is now, by a copy of it, beside whatever comes next.
 
-        The generation is committed when it is done, and served from `take_over` on. One at a time. save: called first,
-        there, with a generation that all members of the copy embedded.
+        The generation is committed when it is done, pinned and loaded, and served from `take_over` on. One at a time.
+        save: called first, there, with a generation that all members of the copy embedded.
         """
         assert self._begun is None, "the one before is taken over first"
         encoder = copy.deepcopy(self._encoder).eval()
@@ -127,7 +128,10 @@ class Refresher:
         def work() -> int:
             if save is not None:
                 save(self._embed(encoder, self._embedder.of(encoder, None), None))
-            return self._embed(encoder, self._embedder.of(encoder, member), member)
+            generation = self._embed(encoder, self._embedder.of(encoder, member), member)
+            pin(self._storage, self._coming, generation)  # others may commit, and sweep, before it is taken over
+            self._memory.prepare(generation)
+            return generation
 
         self._begun = self._beside.submit(work)
 
@@ -139,12 +143,16 @@ class Refresher:
         """Serve what `begin` started, waiting for it if need be; returns the generation. Raises what it met."""
         assert self._begun is not None, "something was begun"
         begun, self._begun = self._begun, None
-        return self._serve(begun.result())
+        generation = self._serve(begun.result())
+        unpin(self._storage, self._coming)
+        return generation
 
     def close(self) -> None:
         """End what was begun and not taken over, after the part of facts that it is at; it commits nothing."""
         self._is_closed = True
         self._beside.shutdown(wait=True)
+        if self._begun is not None:
+            unpin(self._storage, self._coming)
 
     def _embed(self, encoder: Encoder, embedder: FactEmbedder, member: int | None) -> int:
         done = embed(

@@ -182,6 +182,11 @@ def test_refresh_switches_to_what_was_committed_meanwhile(opener: Opener, tmp_pa
         before = memory.search([[1.0, 0.0]], k=2)
         assert (before.fact_ids_BK.tolist(), before.generation) == ([[1, -1]], 1)
         assert memory.newest_generation() == 2
+        with pytest.raises(GenerationNotFound):
+            memory.prepare(9)
+        memory.prepare(2)
+        assert {line.generations_resident for line in memory.stats().shards} == {(1, 2)}
+        assert memory.search([[1.0, 0.0]], k=2).generation == 1, "loaded beside the one that is served"
         assert memory.refresh() == 2
         after = memory.search([[1.0, 0.0]], k=2)
         assert (after.fact_ids_BK.tolist(), after.generation) == ([[2, 1]], 2)
