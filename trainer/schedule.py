@@ -95,7 +95,7 @@ class Schedule:
         is_saving = is_scheduled and not is_first_of_all and refreshes % settings.checkpoint_every_refreshes == 0
         if self._asked is not None and (own_step == 0 or self._is_over(step, is_scheduled)):
             self._take_over(step)
-        if is_scheduled and (own_step == 0 or self._waits() or (is_first_of_all and not self._can_go_on)):
+        if (is_first_of_all and not self._can_go_on) or (is_scheduled and (own_step == 0 or self._waits())):
             self._refresh_now(step, is_saving)
         elif self._asked is not None:
             self._is_saving_late |= is_saving
