@@ -114,8 +114,7 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
     verify_memory(late.memory.url)
 
 
-@pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize("lag", [4, 0])
+@pytest.mark.parametrize(("members", "lag"), [(1, 4), (2, 0)])
 def test_an_interrupted_run_that_refreshes_beside_resumes_to_the_same_result(
     run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, members: int, lag: int
 ) -> None:
