@@ -4,7 +4,7 @@ import json
 import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,7 +22,6 @@ _LATEST = "checkpoints/latest.json"
 _DTYPES = {"F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER_BYTES = 16 * 2**20
-_LATER_FIELDS = {"serving": 0, "serving_step": 0}  # checkpoints of earlier versions lack them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,8 @@ def newest_checkpoint(storage: Storage) -> CheckpointInfo | None:
     try:
         content = json.loads(storage.read_bytes(_LATEST))
         known = {field.name: field.type for field in fields(CheckpointInfo)}
-        content = {**_LATER_FIELDS, **content}
+        later = {field.name: field.default for field in fields(CheckpointInfo) if field.default is not MISSING}
+        content = {**later, **content}  # checkpoints of earlier versions lack them
         if set(content) != set(known) or any(not isinstance(content[name], known[name]) for name in known):  # type: ignore[arg-type]
             raise ValueError("other fields than expected")
     except (ValueError, TypeError) as error:

@@ -151,8 +151,7 @@ class Refresher:
         """End what was begun and not taken over, after the part of facts that it is at; it commits nothing."""
         self._is_closed = True
         self._beside.shutdown(wait=True)
-        if self._begun is not None:
-            unpin(self._storage, self._coming)
+        unpin(self._storage, self._coming)
 
     def _embed(self, encoder: Encoder, embedder: FactEmbedder, member: int | None) -> int:
         done = embed(

@@ -1,6 +1,5 @@
 """When the memory of a run is embedded again, which vectors training goes on with meanwhile, and what it waits for."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -127,6 +126,7 @@ class Schedule:
         assert self._asked is not None, "something was asked for"
         if self._settings.refresh_wait == "never":
             return bool(self._agree(int(self._rank == 0 and self._refresher.is_ready())))
+        # At a scheduled step nothing stays under way: a run that is resumed from its checkpoint would not know of it.
         return is_scheduled or step == self._asked.step + self._lag_steps
 
     def _is_too_stale(self, measure: Callable[[], Staleness]) -> bool:
@@ -200,6 +200,8 @@ class Schedule:
 
 
 def _encode_as_in_use(encoder: Encoder, member: int | None, questions: QuestionFeatures) -> Tensor:
-    with contextlib.ExitStack() as stack:
-        stack.callback(encoder.train, encoder.training)
+    was_training = encoder.training
+    try:
         return encoder.eval().encode_questions(questions, member=member)
+    finally:
+        encoder.train(was_training)
