@@ -13,7 +13,7 @@ from pipeline.features import FEATURES_VERSION
 from trainer.checkpoint import save_checkpoint
 from trainer.config import RunConfig
 from trainer.encoders.base import Encoder
-from trainer.state import capture
+from trainer.state import capture, capture_encoder, capture_optimizers
 from trainer.step import Optimizers
 
 __all__ = ["Checkpointer", "pin_name"]
@@ -41,18 +41,20 @@ class Checkpointer:
         """Write the model as it is, which embedded this generation; training goes on with it or with a newer one."""
         self._write(capture(self._encoder, self._optimizers), self._encoder.fingerprint(), step, generation, 0, 0)
 
-    def begin(self, step: int, serving: int, serving_step: int) -> Callable[[int], None]:
-        """Copy the model as it is; the function returned writes the copy, given the generation that it embedded.
+    def begin(self, step: int, serving: int, serving_step: int) -> Callable[[Encoder, int], None]:
+        """Copy how the model learns; the function returned writes that, and the copy of the model that it is given with
+        the generation that this copy embedded.
 
         serving: the generation that training searches at this step, made by the model of `serving_step`. A run that is
         resumed from here goes on with it, so it is pinned now: training may go on to another before this is written.
         """
         pin(self._memory, f"{self._name}-serving-next", serving)
-        tensors = {name: tensor.detach().clone() for name, tensor in capture(self._encoder, self._optimizers).items()}
-        fingerprint = self._encoder.fingerprint()
+        live = capture_optimizers(self._encoder, self._optimizers)
+        learning = {name: tensor.detach().clone() for name, tensor in live.items()}
 
-        def write(generation: int) -> None:
-            self._write(tensors, fingerprint, step, generation, serving, serving_step)
+        def write(copied: Encoder, generation: int) -> None:
+            tensors = capture_encoder(copied) | learning
+            self._write(tensors, copied.fingerprint(), step, generation, serving, serving_step)
 
         return write
 

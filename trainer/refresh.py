@@ -116,18 +116,18 @@ class Refresher:
             committed(generation)
         return self._serve(generation)
 
-    def begin(self, *, member: int | None = None, save: Callable[[int], None] | None = None) -> None:
+    def begin(self, *, member: int | None = None, save: Callable[[Encoder, int], None] | None = None) -> None:
         """Start to embed all facts as the encoder is now, by a copy of it, beside whatever comes next.
 
         The generation is committed when it is done, pinned and loaded, and served from `take_over` on. One at a time.
-        save: called first, there, with a generation that all members of the copy embedded.
+        save: called first, there, with the copy and a generation that all its members embedded.
         """
         assert self._begun is None, "the one before is taken over first"
         encoder = copy.deepcopy(self._encoder).eval()
 
         def work() -> int:
             if save is not None:
-                save(self._embed(encoder, self._embedder.of(encoder, None), None))
+                save(encoder, self._embed(encoder, self._embedder.of(encoder, None), None))
             generation = self._embed(encoder, self._embedder.of(encoder, member), member)
             pin(self._storage, self._coming, generation)  # others may commit, and sweep, before it is taken over
             self._memory.prepare(generation)

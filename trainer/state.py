@@ -9,15 +9,24 @@ from memory_store.errors import VersionMismatch
 from trainer.encoders.base import Encoder
 from trainer.step import Optimizers
 
-__all__ = ["capture", "restore", "restore_encoder"]
+__all__ = ["capture", "capture_encoder", "capture_optimizers", "restore", "restore_encoder"]
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
 def capture(encoder: Encoder, optimizers: Optimizers) -> dict[str, Tensor]:
     """The model and its optimisers' state; the tensors are the live ones, to be written at once."""
-    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    tensors |= {f"adagrad.{name}": tensor for name, tensor in optimizers.tables.accumulator.items()}
+    return capture_encoder(encoder) | capture_optimizers(encoder, optimizers)
+
+
+def capture_encoder(encoder: Encoder) -> dict[str, Tensor]:
+    """The part of `capture` that is the model."""
+    return {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+
+
+def capture_optimizers(encoder: Encoder, optimizers: Optimizers) -> dict[str, Tensor]:
+    """The part of `capture` that is how it learns."""
+    tensors = {f"adagrad.{name}": tensor for name, tensor in optimizers.tables.accumulator.items()}
     for name, parameter in encoder.named_parameters():
         for key, value in optimizers.network.state.get(parameter, {}).items():
             tensors[f"adam.{key}.{name}"] = value

@@ -14,6 +14,7 @@ from memory_store.upkeep import pins, sweep, unpin, verify_memory
 from trainer import step
 from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
+from trainer.encoders.base import Encoder
 from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.refresh import Refresher
@@ -158,7 +159,7 @@ def test_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
     begin, embed = Refresher.begin, Refresher._embed
     slow, saved, refreshers = threading.Event(), [], []
 
-    def begin_and_note(self: Refresher, *, member: int | None, save: Callable[[int], None] | None) -> None:
+    def begin_and_note(self: Refresher, *, member: int | None, save: Callable[[Encoder, int], None] | None) -> None:
         refreshers.append(self)
         saved.append(save is not None)
         begin(self, member=member, save=save)
