@@ -64,6 +64,9 @@ class DeviceScan(CopyScan):
         most_bands = block_products(self.device) // (columns * BAND_ROWS)
         return min(most_bands * BAND_ROWS, whole_bands(at_most))
 
+    def piece_groups(self, columns: int) -> int:
+        return self.block_rows(columns, len(self._rows_ND)) // GROUP_ROWS
+
     def most_columns(self, batch: int) -> int:
         return MOST_COLUMNS
 
@@ -94,7 +97,8 @@ class DeviceScan(CopyScan):
         The last step as well: no bound may lie below a true score of what is held.
         """
         queries = self.prepare(queries_BD)
-        products_NB = self._multiply(slice(0, len(self._rows_ND)), queries, self._scratch)
+        products_NB = self._scratch.take("products", (len(self._rows_ND), len(queries_BD)), self._product_dtype)
+        self._multiply(0, queries, products_NB, self._scratch)
         repeated = products_NB.view(-1, BAND_ROWS, len(queries_BD))
         band_ND, held_DB = self._rows_ND[:BAND_ROWS].double().cpu(), queries.matrix_DB.double().cpu()
         true_NB = band_ND @ held_DB
@@ -108,6 +112,9 @@ class DeviceScan(CopyScan):
         lowest_GB = self.upper_bounds(queries_BD).bounds_SGb.amin(dim=0).cpu().double()
         return bool((lowest_GB >= true_GB).all())
 
+    def _may_compare_bits(self, held_DB: Tensor) -> bool:
+        return False
+
     def _kernel_error(self) -> float:
         if self.name == "float32":
             return float32_error(self._dim, self.device.type)
@@ -117,9 +124,8 @@ class DeviceScan(CopyScan):
         """Room for the bounds of one scan and of its bands, and for the products of one block."""
         num_groups = len(self._norm_G1)
         block = self.block_rows(columns, len(self._rows_ND))
-        dtype = torch.int32 if self.name == "int8" else COPY_DTYPES[self.name]
-        self._scratch.take("products", (block, columns), dtype)
-        self._scratch.take("largest", (block // GROUP_ROWS, columns), dtype)
+        self._scratch.take("products", (block, columns), self._product_dtype)
+        self._scratch.take("largest", (block // GROUP_ROWS, columns), self._product_dtype)
         return (
             self._scratch.take("bounds", (num_groups, columns), torch.float32),
             self._scratch.take("bands", (num_groups // BAND_GROUPS, columns), torch.float32),

@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -195,7 +196,8 @@ class ExactIndex:
         bounds_GB = workspace.shared.take("bounds", (num_bands * BAND_GROUPS, columns), torch.float32)
         bands_SB = workspace.shared.take("bands", (num_bands, columns), torch.float32)
         bounds_GB[num_groups:] = -torch.inf
-        queries = scan.prepare(queries_BD)
+        # By a worker, since threads that torch starts for the caller would go on to take the workers' cores.
+        (queries,) = self._workers.side_by_side([partial(scan.prepare, queries_BD)])
         block_groups = scan.block_rows(columns, -(-self._vectors.num_rows // self._workers.count)) // GROUP_ROWS
         blocks = iter(range(0, num_bands * BAND_GROUPS, block_groups))
 

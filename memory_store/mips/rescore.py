@@ -1,5 +1,6 @@
 """The one true score of a row: its inner product with a query, in float64, summed in one fixed order."""
 
+import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -74,28 +75,61 @@ class GroupScorer:
 
     def scores(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows of each group with its query, [P, g]; -inf past the last row."""
-        dim, num_rows = self._vectors.dim, self._vectors.num_rows
-        order_P = np.argsort(group_P)  # rows that lie together are gathered together, whichever query asks
-        ordered_group_P = group_P[order_P]
-        ordered_query_P = torch.from_numpy(query_P[order_P])
+        faiss.omp_set_num_threads(1)  # of this thread alone
+        order_P = np.argsort(group_P)  # rows that lie together are read together, whichever query asks
         ordered_Pg = np.empty((len(query_P), GROUP_ROWS), dtype=np.float32)
-        groups_at_once = min(max(_VALUES_AT_ONCE // (dim * GROUP_ROWS), 1), max(len(query_P), 1))
-        rows_nD = self._scratch.take("rows", (groups_at_once * GROUP_ROWS, dim), torch.float32)
-        factors_pD = self._scratch.take("factors", (groups_at_once, dim), torch.float32)
+        groups_at_once = min(max(_VALUES_AT_ONCE // self._vectors.dim, 1), max(len(query_P), 1))
+        query_pD = self._scratch.take("factors", (groups_at_once, self._vectors.dim), torch.float32)
         for start in range(0, len(query_P), groups_at_once):
-            part = slice(start, start + groups_at_once)
-            gathered_nD = rows_nD[: len(ordered_group_P[part]) * GROUP_ROWS]
-            self._vectors.gather_groups(ordered_group_P[part], GROUP_ROWS, gathered_nD.numpy())
-            if self._row_scale != 1:
-                gathered_nD *= self._row_scale
-            asking_p = ordered_query_P[part]
-            query_pD = torch.index_select(self._narrow_BD, 0, asking_p, out=factors_pD[: len(asking_p)])
-            # One product of a matrix and a vector for each pair; torch's own way takes ten times as long.
-            rows_pgD = gathered_nD.numpy().reshape(-1, GROUP_ROWS, dim)
-            np.matmul(rows_pgD, query_pD.numpy()[:, :, None], out=ordered_Pg[part, :, None])
+            part_p = order_P[start : start + groups_at_once]
+            asking_pD = torch.index_select(
+                self._narrow_BD, 0, torch.from_numpy(query_P[part_p]), out=query_pD[: len(part_p)]
+            )
+            self._score(group_P[part_p], asking_pD.numpy(), ordered_Pg[start : start + len(part_p)])
         scores_Pg = np.empty_like(ordered_Pg)
         scores_Pg[order_P] = ordered_Pg
-        last, within = divmod(num_rows, GROUP_ROWS)
+        last, within = divmod(self._vectors.num_rows, GROUP_ROWS)
         if within:
             scores_Pg[group_P == last, within:] = -np.inf
         return scores_Pg
+
+    def _score(self, group_p: NDArray[np.int64], query_pD: NDArray[np.float32], score_pg: NDArray[np.float32]) -> None:
+        """Groups ascending. Those in one chunk of float32 are read where they lie: a copy takes four times as long."""
+        left_p = np.ones(len(group_p), dtype=np.bool_)
+        for number, chunk in enumerate(self._vectors.chunks if self._row_scale == 1 else ()):
+            if chunk.dtype != np.float32 or not chunk.flags.c_contiguous:
+                continue
+            start, stop = map(int, self._vectors.starts[number : number + 2])
+            first, last = -(-start // GROUP_ROWS), stop // GROUP_ROWS
+            here = slice(*np.searchsorted(group_p, [first, max(last, first)]))
+            if here.start == here.stop:
+                continue
+            row_pg = (group_p[here, None] * GROUP_ROWS - start) + np.arange(GROUP_ROWS)
+            faiss.fvec_inner_products_by_idx(
+                faiss.swig_ptr(score_pg[here]),
+                faiss.swig_ptr(query_pD[here]),
+                faiss.swig_ptr(chunk),
+                faiss.swig_ptr(row_pg),
+                self._vectors.dim,
+                *row_pg.shape,
+            )
+            left_p[here] = False
+        if left_p.any():
+            score_pg[left_p] = self._score_copies(group_p[left_p], query_pD[left_p])
+
+    def _score_copies(self, group_p: NDArray[np.int64], query_pD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Groups that lie in two chunks, at the end, or in another format."""
+        dim = self._vectors.dim
+        score_pg = np.empty((len(group_p), GROUP_ROWS), dtype=np.float32)
+        groups_at_once = min(max(_VALUES_AT_ONCE // (dim * GROUP_ROWS), 1), len(group_p))
+        rows_nD = self._scratch.take("rows", (groups_at_once * GROUP_ROWS, dim), torch.float32).numpy()
+        for start in range(0, len(group_p), groups_at_once):
+            part = slice(start, start + groups_at_once)
+            copied_nD = rows_nD[: len(group_p[part]) * GROUP_ROWS]
+            self._vectors.gather_groups(group_p[part], GROUP_ROWS, copied_nD)
+            if self._row_scale != 1:
+                copied_nD *= np.float32(self._row_scale)
+            # One product of a matrix and a vector for each pair; torch's own way takes ten times as long.
+            rows_pgD = copied_nD.reshape(-1, GROUP_ROWS, dim)
+            np.matmul(rows_pgD, query_pD[part, :, None], out=score_pg[part, :, None])
+        return score_pg

@@ -8,6 +8,7 @@ from memory_store.mips import bounds as bounds_module
 from memory_store.mips.bounds import QueryBounds, float32_error, round_down_float32
 from memory_store.mips.calibrate import PRECISIONS, is_sound, measured_plan
 from memory_store.mips.encode import GROUP_ROWS, encode
+from memory_store.mips.maxima import by_bits, mostly_positive
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.registry import build_index
 from memory_store.mips.rescore import GroupScorer
@@ -108,6 +109,34 @@ def test_rows_that_float32_puts_in_the_wrong_order_are_ranked_in_float64(kinds, 
     index = build_index(f"exact?scan={precision}", vectors, 2)
     assert_exact(index, vectors, queries_BD, 10)
     assert set(index.counts.escalated.values()) == {0}
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16", "float32"])
+def test_queries_whose_every_score_is_negative_are_settled_by_the_scan(kinds, make_shard, assert_exact, precision):
+    rng = np.random.default_rng(2)
+    vectors, queries_BD = make_shard(rng, np.abs(kinds["random"](rng, 6000, 64))), -np.abs(kinds["random"](rng, 9, 64))
+    index = build_index(f"exact?scan={precision}", vectors, 2)
+    assert_exact(index, vectors, queries_BD, 10)
+    assert set(index.counts.escalated.values()) == {0}
+
+
+def test_a_query_whose_every_score_is_negative_among_others_is_answered_right(kinds, make_shard, assert_exact):
+    rng = np.random.default_rng(2)
+    rows_ND = np.abs(kinds["random"](rng, 6000, 64))
+    vectors, queries_BD = make_shard(rng, rows_ND), np.concatenate([rows_ND[:100], -rows_ND[:1]])
+    assert_exact(build_index("exact?scan=bfloat16", vectors, 2), vectors, queries_BD, 10)
+
+
+def test_where_most_groups_have_a_positive_product_the_bits_name_the_largest_or_what_counts_as_0():
+    rng = np.random.default_rng(4)
+    rows_ND = torch.from_numpy(rng.standard_normal((100 * GROUP_ROWS, 8))).to(torch.bfloat16)
+    queries_DB = torch.from_numpy(rng.standard_normal((8, 16))).to(torch.bfloat16)
+    assert mostly_positive(rows_ND, queries_DB)
+    assert not mostly_positive(rows_ND.abs(), torch.cat([queries_DB, -queries_DB.abs()[:, :1]], dim=1))
+    products_gNB = (rows_ND @ queries_DB).view(100, GROUP_ROWS, 16)
+    products_gNB[0] = -products_gNB[0].abs()
+    found_gB = by_bits(products_gNB).amax(dim=1).clamp_(min=0).view(torch.bfloat16)
+    assert torch.equal(found_gB, products_gNB.amax(dim=1).clamp(min=0))
 
 
 def test_only_the_queries_that_need_it_escalate(kinds, make_shard, assert_exact):
