@@ -16,7 +16,7 @@ import numpy as np
 
 from deploy.bench.ann_case import QUERIES, VECTORS
 from deploy.bench.ann_engines import ENGINES
-from deploy.bench.ann_tables import case_rows, describe, write_pages
+from deploy.bench.ann_tables import case_rows, describe, tables_of, write_pages
 from deploy.bench.ann_vectors import KINDS, TrainedSource, draw
 from deploy.console import Console
 from deploy.options import examples, json_option
@@ -49,9 +49,10 @@ def run_ann_bench(
 ) -> dict[str, Any]:
     """Measure every case that is not in the file of results yet, and append it there as one line of JSON.
 
-    A case is one engine on one kind of vectors in one size, in a process of its own with `threads` threads. dim: of
-    the kinds that are drawn; trained vectors have the run's. Raises ConfigError for an unknown kind or engine, and
-    where the file of results was measured with other settings.
+    What was measured on another kind of processor stays there beside. A case is one engine on one kind of vectors in
+    one size, in a process of its own with `threads` threads. dim: of the kinds that are drawn; trained vectors have the
+    run's. Raises ConfigError for an unknown kind or engine, and where the file of results was measured with other
+    settings.
     """
     for what, names, known in (("kind of vectors", kinds, KINDS), ("engine", engines, tuple(ENGINES))):
         for name in names:
@@ -59,7 +60,8 @@ def run_ann_bench(
                 raise ConfigError(f"expected a {what} of {', '.join(known)}, found {name!r}")
     settings = {"queries": queries, "batch": batch, "k": k, "threads": threads, "seed": seed}
     measured = list(_read(results, settings))
-    done = {(case["kind"], case["rows"], case["engine"]) for case in measured}
+    processor = _processor()
+    done = {(case["kind"], case["rows"], case["engine"]) for case in measured if case["processor"] == processor}
     skipped: list[dict[str, Any]] = []
     wanted = [(kind, rows) for kind in kinds for rows in sizes]
     for number, (kind, rows) in enumerate(wanted):
@@ -88,13 +90,21 @@ def run_ann_bench(
                     skipped.append({"kind": kind, "rows": rows, "engine": name, **found})
                     continue
                 case = {"kind": kind, "rows": rows, "engine": name, "dim": found_dim, "note": note, "turns": turns}
-                case |= {**settings, "processor": _processor(), **found}
+                case |= {**settings, "processor": processor, **found}
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(case) + "\n")
                 measured.append(case)
         progress("sets of vectors", number + 1, len(wanted), unit="sets")
     order = {name: number for number, name in enumerate(ENGINES)}
-    measured.sort(key=lambda case: (KINDS.index(case["kind"]), case["rows"], order.get(case["engine"], len(order))))
+    measured.sort(
+        key=lambda case: (
+            case["processor"] != processor,
+            case["processor"],
+            KINDS.index(case["kind"]),
+            case["rows"],
+            order.get(case["engine"], len(order)),
+        )
+    )
     return {**settings, "results": str(results), "cases": measured, "skipped": skipped}
 
 
@@ -227,12 +237,9 @@ def command(
 
 
 def _show(console: Console, found: Mapping[str, Any]) -> None:
-    for kind in KINDS:
-        cases = [case for case in found["cases"] if case["kind"] == kind]
-        for rows in dict.fromkeys(case["rows"] for case in cases):
-            here = [case for case in cases if case["rows"] == rows]
-            columns, table = case_rows(here)
-            console.table(columns, table, title=describe(here[0]))
-            console.write()
+    for here in tables_of(found["cases"]).values():
+        columns, table = case_rows(here)
+        console.table(columns, table, title=describe(here[0]))
+        console.write()
     for one in found["skipped"]:
         console.write(f"left out: {one['kind']}, {one['rows']:,} rows, {one['engine']}: {one['reason']}")

@@ -1,5 +1,6 @@
 """What `hmn bench ann` found, as tables and figures: made from its file of results, never by hand."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -9,10 +10,23 @@ from deploy.console import duration, size
 from trainer.report.style import STYLE
 from trainer.report.svg import Series, line_chart
 
-__all__ = ["BEGIN", "END", "best_at", "case_rows", "describe", "page_text", "pareto", "replaced", "write_pages"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "best_at",
+    "case_rows",
+    "describe",
+    "page_text",
+    "pareto",
+    "replaced",
+    "tables_of",
+    "write_pages",
+]
 
 Case = Mapping[str, Any]
 Point = Mapping[str, Any]
+Table = tuple[str, int, str]
+"""Kind of vectors, rows, processor."""
 
 RECALL: Final = 0.95
 BEGIN, END = "<!-- hmn bench ann: from here -->", "<!-- hmn bench ann: to here -->"
@@ -20,6 +34,7 @@ _COLUMNS = (
     "index", "at recall", "queries/s", "times exact", "effort", "building", "memory"
 )  # fmt: skip
 _COLOURS = 6  # of a report's style
+_NOT_IN_NAMES = re.compile("[^a-z0-9]+")
 
 
 def best_at(case: Case, recall: float = RECALL) -> Point | None:
@@ -89,17 +104,26 @@ def pareto(cases: Sequence[Case]) -> str:
     return drawing.replace(">", f"><style>{STYLE} svg {{ background: var(--paper); }}</style>", 1)
 
 
-def page_text(cases: Sequence[Case], figures: Mapping[tuple[str, int], str]) -> str:
-    """The section of docs/indexes.md: a table for each kind and size. figures: names of files, by kind and rows."""
+def tables_of(cases: Iterable[Case]) -> dict[Table, list[Case]]:
+    """The cases of each table, in the order in which they come."""
+    found: dict[Table, list[Case]] = {}
+    for case in cases:
+        found.setdefault((case["kind"], case["rows"], case["processor"]), []).append(case)
+    return found
+
+
+def page_text(cases: Sequence[Case], figures: Mapping[Table, str]) -> str:
+    """The section of docs/indexes.md: a table for each kind, size and processor. figures: names of files."""
     lines = []
-    for kind, rows in figures:
-        here = [case for case in cases if (case["kind"], case["rows"]) == (kind, rows)]
+    for table_of, here in tables_of(cases).items():
+        kind, rows, processor = table_of
         columns, table = case_rows(here)
-        lines += [f"### {kind.capitalize()}, {rows:,} rows", "", f"{describe(here[0])}. {verdict(here)}", ""]
+        lines += [f"### {kind.capitalize()}, {rows:,} rows, {processor}", ""]
+        lines += [f"{describe(here[0])}. {verdict(here)}", ""]
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in table]
         lines += _target_lines(here)
-        lines += ["", f"![Recall and queries per second, {kind}, {rows:,} rows]({figures[kind, rows]})", ""]
+        lines += ["", f"![Recall and queries per second, {kind}, {rows:,} rows]({figures[table_of]})", ""]
     return "\n".join(lines)
 
 
@@ -119,11 +143,9 @@ def _target_lines(cases: Sequence[Case]) -> list[str]:
 def write_pages(docs: Path, cases: Sequence[Case]) -> None:
     """Put the tables between the marks of indexes.md, and a figure for each beside it."""
     figures = {}
-    for kind, rows in dict.fromkeys((case["kind"], case["rows"]) for case in cases):
-        name = f"ann-{kind.replace(' ', '-')}-{rows}.svg"
-        here = [case for case in cases if (case["kind"], case["rows"]) == (kind, rows)]
-        (docs / name).write_text(pareto(here) + "\n", encoding="utf-8")
-        figures[kind, rows] = name
+    for table_of, here in tables_of(cases).items():
+        figures[table_of] = f"ann-{_NOT_IN_NAMES.sub('-', ' '.join(map(str, table_of)).lower()).strip('-')}.svg"
+        (docs / figures[table_of]).write_text(pareto(here) + "\n", encoding="utf-8")
     page = docs / "indexes.md"
     page.write_text(replaced(page.read_text(encoding="utf-8"), page_text(cases, figures)), encoding="utf-8")
 

@@ -14,7 +14,7 @@ from memory_store.mips.base import IndexSpec
 from memory_store.mips.coarse import groups_looked_at
 from memory_store.mips.codes import code_width
 from memory_store.mips.exact import is_saved, saved_bytes
-from memory_store.mips.ivf import default_nlist, default_nprobe
+from memory_store.mips.ivf import ROUNDS, SAMPLED_POINTS, default_nlist, default_nprobe
 
 # D dimension
 
@@ -27,6 +27,7 @@ in processor seconds of two shared cores, five lay within it, and all within a l
 _COPY = IndexSpec("exact", {"scan": "int8"})  # where another is kept, what was measured says so
 _FAR = 5  # times as much work
 _ROW_NUMBER_BYTES = 8  # beside the codes of a row in a list
+_ROW_MEANS = 128  # with so many means a row is multiplied in the time in which it is read, coded and put into its list
 _RESIDENT_GENERATIONS = 2  # while the next generation loads, the one being served stays
 
 
@@ -129,10 +130,20 @@ def _bytes_of_lists(shape: Shape) -> float:
     return float(shape.shards * (means * (4 * shape.dim + _ROW_NUMBER_BYTES) + scanned_rows * row_bytes))
 
 
+def _rows_by_means(shape: Shape) -> float:
+    """What building `ivf?levels=2` multiplies: each row with the means of the groups and with those of one group, and
+    in each round the sample that the means are learned from. It grows by leaps, as the number of lists does."""
+    lists = default_nlist(shape.rows)
+    means = 2.0 * math.sqrt(lists)
+    points = min(SAMPLED_POINTS * lists, shape.rows)
+    return shape.shards * (shape.rows * (means + _ROW_MEANS) + ROUNDS * points * means)
+
+
 WORK: Final[Mapping[str, Callable[[Shape], float]]] = MappingProxyType(
     dict.fromkeys(
         ("ivf search", "ivf search, one query", "training step", "search of a training step"), _bytes_of_lists
     )
+    | {"ivf build": _rows_by_means}
 )
 """What the seconds of a stage grow with; of a stage that is not here, the facts."""
 

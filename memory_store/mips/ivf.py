@@ -19,11 +19,20 @@ from memory_store.mips.workers import Workers
 
 # N rows, n rows in a sample or block, D dimension, L lists, P lists probed, b queries, C candidates, K slots
 
-__all__ = ["IvfSource", "build_ivf", "default_nlist", "default_nprobe", "ivf_bytes", "restore_ivf"]
+__all__ = [
+    "ROUNDS",
+    "SAMPLED_POINTS",
+    "IvfSource",
+    "build_ivf",
+    "default_nlist",
+    "default_nprobe",
+    "ivf_bytes",
+    "restore_ivf",
+]
 
 KMEANS_POINTS = 39  # per centroid, below which k-means is not to be trusted (the bound that faiss warns at)
-_SAMPLED_POINTS = 64  # per centroid: more hardly moves the centroids
-_ROUNDS = 10
+SAMPLED_POINTS = 64  # per centroid: more hardly moves the centroids
+ROUNDS = 10
 _PROBED_SHARE = 64  # one list in so many is probed by default,
 _LEAST_PROBES, _MOST_PROBES = 16, 64  # but no fewer and no more than so many
 _SEED = 0
@@ -82,9 +91,9 @@ def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxima
     rows = ScaledRows(vectors)
     reduction = Reduction.of(reduction_name, rows)
     rng = np.random.default_rng(_SEED)
-    sample_nE = reduction.rows(rows.take(rows.sample(_SAMPLED_POINTS * nlist, rng)))
+    sample_nE = reduction.rows(rows.take(rows.sample(SAMPLED_POINTS * nlist, rng)))
     cluster = cluster_in_groups if levels == 2 else cluster_at_once
-    clusters = cluster(sample_nE, nlist, rounds=_ROUNDS, rng=rng, workers=workers)
+    clusters = cluster(sample_nE, nlist, rounds=ROUNDS, rng=rng, workers=workers)
     list_N = np.empty(rows.num_rows, dtype=np.int64)
     sums_LD = torch.zeros((clusters.count, rows.dim))
     for part, block_nD in rows.blocks():

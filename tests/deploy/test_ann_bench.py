@@ -59,6 +59,15 @@ def test_every_case_is_measured_once_and_what_cannot_be_says_why(tmp_path, measu
         small(tmp_path / "ann.jsonl", batch=4)
 
 
+def test_what_another_processor_did_stays_beside_and_spares_no_case(tmp_path, measured_here, monkeypatch):
+    first = small(tmp_path / "ann.jsonl")
+    monkeypatch.setattr(ann, "_processor", lambda: "8 x Q")
+    again = small(tmp_path / "ann.jsonl")
+    assert len(measured_here) == 2 * len(first["cases"])
+    assert [case["engine"] for case in again["cases"]] == 2 * [case["engine"] for case in first["cases"]]
+    assert {case["processor"] for case in again["cases"][: len(first["cases"])]} == {"8 x Q"}
+
+
 def test_a_library_that_is_not_installed_is_left_out_and_so_is_a_case_that_ends_badly(tmp_path, monkeypatch):
     monkeypatch.setattr(ann, "find_spec", lambda name: None if name == "hnswlib" else name)
     monkeypatch.setattr(ann, "_measure", lambda *_args, **_settings: {"reason": "ended with exit status 9"})
@@ -96,17 +105,19 @@ def test_the_table_says_who_is_fastest_at_the_recall_whoever_it_is(tmp_path):
     assert best_at(ours)["times_exact"] == 8.0
     assert best_at(case_of("ivf", (0.9, 20.0))) is None
     assert verdict([ours, other]).endswith("it is 2.0 times as fast as ours.")
-    text = page_text([ours, other], {("sphere", 1000): "figure.svg"})
+    text = page_text([ours, other], {("sphere", 1000, "2 x P"): "figure.svg"})
     assert text.index("| `hnswlib 1.0` |") < text.index("| `ivf` |")
     assert "| `ivf` | 0.960 | 800 | 8 | ef 2 |" in text
     assert "stroke" in pareto([ours, other])
     (tmp_path / "indexes.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_pages(tmp_path, [ours, other])
+    write_pages(tmp_path, [ours, other, ours | {"processor": "8 x Q(R)"}])
     page = (tmp_path / "indexes.md").read_text()
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert (tmp_path / "ann-sphere-1000.svg").read_text().startswith("<svg ")
+    for figure, indexes in (("ann-sphere-1000-2-x-p.svg", 2), ("ann-sphere-1000-8-x-q-r.svg", 1)):
+        assert (tmp_path / figure).read_text().startswith("<svg ")
+        assert page.split(f"({figure})")[0].split("### ")[-1].count("| `") == indexes
 
 
 def test_with_json_the_command_prints_one_object(tmp_path, measured_here):

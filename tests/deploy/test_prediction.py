@@ -78,6 +78,14 @@ def test_a_search_by_lists_grows_with_the_bytes_that_it_reads() -> None:
     assert work(at(LARGE)) < 4 * work(at(10**6)), "lists are probed in a number that stops growing at a million"
 
 
+def test_building_lists_grows_by_leaps_as_their_number_does() -> None:
+    work = WORK["ivf build"]
+    assert work(at(2 * 10**6)) < 1.8 * work(at(10**6)), "one and two million facts have as many lists"
+    assert work(at(4 * 10**6)) > 2.5 * work(at(2 * 10**6)), "four have twice as many, learned from twice the rows"
+    records = [record("ivf", at(facts), ivf_build=0.2 + 1e-8 * work(at(facts))) for facts in (10**5, 2 * 10**6)]
+    assert told(records, at(LARGE), "cpu_s")["ivf build"].cost == pytest.approx(0.2 + 1e-8 * work(at(LARGE)))
+
+
 def test_an_approximate_search_is_told_of_for_the_lists_that_it_will_probe() -> None:
     law: Cost = lambda shape: 0.004 + 1e-8 * WORK["ivf search"](shape)  # noqa: E731
     records = [
