@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from memory_store.errors import ConfigError, GenerationConflict, HmnError
+from memory_store.leases import leased
 from memory_store.manifest import Change, CompactParts, Manifest, Part, read_manifest
 from memory_store.parts import (
     FACTS_SCHEMA,
@@ -163,17 +164,23 @@ def compact(
     current = read_manifest(storage)
     if only_if_due and not policy.is_due(current):
         return _summary(current, None, [], 0, started_s)
-    plan = _left_behind(storage, current)
-    if plan is None:
-        all_dead = dead_rows(storage, current.facts, current.tombstones)
-        plan = plan_compaction(
-            current,
-            {path: len(rows) for path, rows in all_dead.items()},
-            most_dead_share=policy.most_dead_share,
-            part_rows=most_part_rows(part_rows, current.dim, current.dtype),
-        )
-    if plan is None:
-        return _summary(current, None, [], 0, started_s)
+    with leased(storage, current_only=True) as (generation,):  # a sweep meanwhile would look like damage
+        current = read_manifest(storage, generation)
+        plan = _left_behind(storage, current)
+        if plan is None:
+            all_dead = dead_rows(storage, current.facts, current.tombstones)
+            plan = plan_compaction(
+                current,
+                {path: len(rows) for path, rows in all_dead.items()},
+                most_dead_share=policy.most_dead_share,
+                part_rows=most_part_rows(part_rows, current.dim, current.dtype),
+            )
+        if plan is None:
+            return _summary(current, None, [], 0, started_s)
+        return _carry_out(storage, plan, started_s, progress)
+
+
+def _carry_out(storage: Storage, plan: Compaction, started_s: float, progress: Progress) -> CompactionSummary:
     dead = dead_rows(storage, plan.facts, plan.tombstones)
     storage.write_atomic(f"{_stem(plan)}{_PLAN_SUFFIX}", json.dumps(asdict(plan)).encode())
     written: list[tuple[Part, Part | None]] = []

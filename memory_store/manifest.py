@@ -3,6 +3,7 @@
 import getpass
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -71,11 +72,13 @@ def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Ma
     there, StorageFailed if nothing was published, CommitUnknown if that cannot be told.
     """
     expected = requires.generation or 0
-    found = current_generation(storage) or 0
-    if found != expected or (expected and read_manifest(storage, expected).commit_id != new.parent_commit):
-        raise _conflict(storage, expected, found)
     assert new.generation == expected + 1, "apply_change was given another manifest than the precondition names"
-    _check_parts_exist(storage, new)
+    try:
+        _check_parts_exist(storage, new)
+    except CorruptFile:
+        _check_current(storage, new, expected)  # those of a superseded generation may have been swept
+        raise
+    parent = _check_current(storage, new, expected)  # last, so that little can happen until ours is there
     stored = replace(
         new,
         created_at=new.created_at or datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,7 +90,7 @@ def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Ma
     except (StorageFailed, FileExistsError) as error:
         # A lost reply looks like a failure, a repeated request like a conflict: only the file itself can tell.
         _settle(storage, stored, expected, error)
-    _check_not_overtaken(storage, stored, expected)
+    _check_not_overtaken(storage, stored, expected, _part_paths(stored) - (_part_paths(parent) if parent else set()))
     return stored
 
 
@@ -133,6 +136,19 @@ def manifest_path(generation: int) -> str:
     return f"{_FOLDER}/{generation:08d}.json"
 
 
+def _check_current(storage: Storage, new: Manifest, expected: int) -> Manifest | None:
+    """The parent that is required; GenerationConflict if it is not the current generation."""
+    found = current_generation(storage) or 0
+    parent = read_manifest(storage, expected) if expected and found == expected else None
+    if found != expected or (parent and parent.commit_id != new.parent_commit):
+        raise _conflict(storage, expected, found)
+    return parent
+
+
+def _part_paths(manifest: Manifest) -> set[str]:
+    return {part.path for part in manifest.facts + manifest.vectors + manifest.tombstones}
+
+
 def _check_parts_exist(storage: Storage, new: Manifest) -> None:
     sizes = {entry.path: entry.bytes for folder in PART_FOLDERS for entry in storage.entries(folder)}
     for part in new.facts + new.vectors + new.tombstones:
@@ -164,16 +180,28 @@ def _settle(storage: Storage, ours: Manifest, expected: int, error: Exception) -
     raise _conflict(storage, expected, ours.generation)
 
 
-def _check_not_overtaken(storage: Storage, ours: Manifest, expected: int) -> None:
-    """Our number may have been free only because others committed it and beyond, and swept it, since we looked."""
+def _check_not_overtaken(storage: Storage, ours: Manifest, expected: int, own: set[str]) -> None:
+    """Our number may have been free only because others committed it and beyond, and swept it, since we looked.
+
+    Or ours was there, and they committed beyond it and swept it: then what they committed names parts of our own.
+    """
     try:
-        later = [number for number in generations(storage) if number > ours.generation]
-        if not later or read_manifest(storage, later[0]).parent_commit == ours.commit_id:
+        later: list[Manifest] = []
+        while not later and (numbers := [found for found in generations(storage) if found > ours.generation]):
+            with suppress(GenerationNotFound):  # superseded and swept since it was listed: look again
+                later = [read_manifest(storage, number) for number in numbers]
+        if not later or later[0].parent_commit == ours.commit_id:
             return
+        if later[0].generation > ours.generation + 1:
+            if any(own & _part_paths(manifest) for manifest in later):
+                return
+            raise _unknown(storage, ours, "it is superseded and swept, or never was")
         storage.delete(manifest_path(ours.generation))
+    except CommitUnknown:
+        raise
     except HmnError as error:
         raise _unknown(storage, ours, str(error)) from None
-    raise _conflict(storage, expected, later[-1])
+    raise _conflict(storage, expected, later[-1].generation)
 
 
 def this_author() -> str:

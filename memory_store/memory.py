@@ -18,13 +18,15 @@ from memory_store.engine import LOAD_DEADLINE_S, Engine, Engines, State, load
 from memory_store.engine_source import EngineSource
 from memory_store.errors import (
     ConfigError,
+    CorruptFile,
+    GenerationNotFound,
     HmnError,
     NoVectors,
     ReindexRunning,
     ShardsReplaced,
 )
 from memory_store.leases import ReadLease
-from memory_store.manifest import Manifest, current_generation, read_manifest
+from memory_store.manifest import Manifest, current_generation, generations, read_manifest
 from memory_store.mips.base import parse_index
 from memory_store.mips.registry import INDEXES
 from memory_store.notebook import html_pairs
@@ -234,8 +236,7 @@ class Memory:
         """
         with self._refresh_lock:
             self._stays_at = generation
-            wanted = read_manifest(self._storage, generation)
-            with self._reading(wanted.generation):
+            with self._reading(generation) as wanted:
                 self._serve(wanted)
             return wanted.generation
 
@@ -370,18 +371,27 @@ class Memory:
         with self._refresh_lock:
             self._stays_at = None
             if self.generation < generation:
-                self._serve(read_manifest(self._storage, generation))
+                try:
+                    self._serve(read_manifest(self._storage, generation))
+                except (CorruptFile, GenerationNotFound, FileNotFoundError):
+                    if self.newest_generation() == generation:
+                        raise
+                    with self._reading() as newest:  # others wrote on and swept before this one was loaded
+                        self._serve(newest)
                 self._lease.hold_soon([self.generation])
         return generation
 
     @contextmanager
-    def _reading(self, generation: int) -> Iterator[None]:
-        """While a generation is loaded, both it and the one that serves are leased; then the one that serves."""
+    def _reading(self, generation: int | None = None) -> Iterator[Manifest]:
+        """A generation to load, the newest by default: meanwhile both it and the one that serves are leased."""
         served = [] if self._engines.state is None else [self.generation]
-        self._lease.hold([*served, generation])
-        read_manifest(self._storage, generation)  # a sweep may have run before it could see the lease
+        while True:
+            wanted = read_manifest(self._storage, generation)
+            self._lease.hold([*served, wanted.generation])
+            if wanted.generation in generations(self._storage):  # else a sweep ran before it could see the lease
+                break
         try:
-            yield
+            yield wanted
         finally:
             if self._engines.state is not None:
                 self._lease.hold([self.generation])

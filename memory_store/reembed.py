@@ -74,6 +74,7 @@ def reembed(
         return now
     claim = _claim(storage, fingerprint or f"unnamed-{uuid4().hex[:12]}", dtype)
     done: dict[Part, _Embedded] = {}
+    dims: dict[Part, int] = {}
 
     def change(current: Manifest) -> Change | None:
         if (current.encoder, current.dtype) == (claim.fingerprint, dtype):
@@ -81,8 +82,8 @@ def reembed(
         for number, part in enumerate(current.facts):
             if part not in done:
                 done[part] = _embed_part(storage, claim, part, encode)
+                dims[part] = _dim_of(storage, done[part].part)
             progress("embed", number + 1, len(current.facts), unit="parts")
-        dims = {embedded.part: _dim_of(storage, embedded.part) for embedded in done.values()}
         if len(set(dims.values())) > 1:
             raise DimensionMismatch(f"expected vectors of one dimension, found {sorted(set(dims.values()))}")
         return ReplaceVectors(
@@ -95,7 +96,7 @@ def reembed(
 
     try:
         said = f"embedded with {claim.fingerprint}"
-        new = commit_change(storage, change, commit_id=f"reindex-{claim.reindex_id}", note=said)
+        new = commit_change(storage, change, commit_id=f"reindex-{claim.reindex_id}", note=said, sleep=_at_once)
     except Exception:
         storage.delete(_LOCK)  # the parts that are done stay, for a run with the same encoder until they are swept
         raise
@@ -104,6 +105,10 @@ def reembed(
             storage.delete(path)
     storage.delete(_LOCK)
     return new
+
+
+def _at_once(seconds: float) -> None:
+    """No pause before another try: whatever others commit in it is to be embedded too, and they would stay ahead."""
 
 
 def _embed_part(storage: Storage, claim: _Claim, part: Part, encode: Encode) -> _Embedded:

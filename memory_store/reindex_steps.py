@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memory_store.engine import LOAD_DEADLINE_S, Engine, check_engine, load
+from memory_store.errors import CorruptFile, GenerationNotFound
+from memory_store.leases import leased
 from memory_store.manifest import generations, read_manifest
 from memory_store.reembed import Encode, reembed
 from memory_store.reindex import ReindexPlan
@@ -35,31 +37,31 @@ class MemoryReindex:
 
     def verify(self, plan: ReindexPlan) -> None:
         memory = self.memory
-        manifest = read_manifest(memory._storage)
         engine = self.built or memory._engines.now
-        check_engine(
-            memory._storage,
-            engine,
-            manifest,
-            load(engine, manifest),
-            least_recall=self.least_recall,
-            deadline_s=LOAD_DEADLINE_S,
-        )
+        with leased(memory._storage, current_only=True) as (generation,):  # a sweep meanwhile would look like damage
+            manifest = read_manifest(memory._storage, generation)
+            check_engine(
+                memory._storage,
+                engine,
+                manifest,
+                load(engine, manifest),
+                least_recall=self.least_recall,
+                deadline_s=LOAD_DEADLINE_S,
+            )
 
     def switch(self, plan: ReindexPlan) -> None:
         memory = self.memory
         others = self._read_by_others()
-        with memory._write_lock, memory._refresh_lock:  # no write of this process between the load and the switch
-            manifest = read_manifest(memory._storage)
-            with memory._reading(manifest.generation):
-                if self.built is None:
-                    memory._serve(manifest)
-                    return
-                for generation in others:
-                    self.built.coordinator.load(generation, deadline_s=LOAD_DEADLINE_S)
-                loaded = load(self.built, manifest)
-                memory._source.publish(self.built)
-                self.replaced = memory._engines.show((self.built, manifest, loaded))
+        # no write of this process between the load and the switch
+        with memory._write_lock, memory._refresh_lock, memory._reading() as manifest:
+            if self.built is None:
+                memory._serve(manifest)
+                return
+            for generation in others:
+                self._load_for_others(generation, self.built)
+            loaded = load(self.built, manifest)
+            memory._source.publish(self.built)
+            self.replaced = memory._engines.show((self.built, manifest, loaded))
 
     def _read_by_others(self) -> list[int]:
         """Generations that other jobs may read on the shards of a shared memory, and go on with on these."""
@@ -68,6 +70,13 @@ class MemoryReindex:
         there = set(generations(self.memory._storage))
         held = {held for line in self.memory.stats().shards for held in line.generations_resident}
         return sorted(held & there)
+
+    def _load_for_others(self, generation: int, built: Engine) -> None:
+        try:
+            built.coordinator.load(generation, deadline_s=LOAD_DEADLINE_S)
+        except (CorruptFile, GenerationNotFound, FileNotFoundError):
+            if generation in generations(self.memory._storage):
+                raise  # else it was swept since it was seen: nobody reads it any more
 
     def sweep(self, plan: ReindexPlan) -> None:
         if self.replaced is not None:

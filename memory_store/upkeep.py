@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -178,21 +179,27 @@ def sweep(
     if keep_last < 1:
         raise ConfigError(f"expected keep_last of at least 1, found {keep_last}; the current generation always stays")
     storage = _storage_of(url)
-    known = generations(storage)
-    if not known:
-        read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
     now_s = time.time() if now_s is None else now_s
-    kept = {*known[-keep_last:], *pins(storage).values(), *_superseded_since(storage, known, keep_s, now_s - keep_s)}
-    superseded = [generation for generation in known if generation not in kept]
-    manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
-    if only_note is not None:
-        notes = {generation: manifest.note for generation, manifest in manifests.items() if manifest is not None}
-        superseded = [generation for generation in superseded if notes.get(generation) == only_note]
-    readers = _readers(storage, now_s)
-    read = {generation: readers[generation] for generation in superseded if generation in readers}
-    superseded = [generation for generation in superseded if generation not in read]
-    kept = {generation for generation in known if generation not in superseded}
-    remaining = {generation: read_manifest(storage, generation) for generation in known if generation in kept}
+    while True:
+        known = generations(storage)
+        if not known:
+            read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+        kept = {
+            *known[-keep_last:],
+            *pins(storage).values(),
+            *_superseded_since(storage, known, keep_s, now_s - keep_s),
+        }
+        superseded = [generation for generation in known if generation not in kept]
+        manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
+        if only_note is not None:
+            notes = {generation: manifest.note for generation, manifest in manifests.items() if manifest is not None}
+            superseded = [generation for generation in superseded if notes.get(generation) == only_note]
+        readers = _readers(storage, now_s)
+        read = {generation: readers[generation] for generation in superseded if generation in readers}
+        superseded = [generation for generation in superseded if generation not in read]
+        with suppress(GenerationNotFound):  # another sweep took it since we looked: look again
+            remaining = {number: read_manifest(storage, number) for number in known if number not in superseded}
+            break
 
     # Manifests go before their parts, oldest first: a crash in between leaves files that nobody names, never a
     # generation that lacks some.
@@ -205,7 +212,8 @@ def sweep(
             remaining[generation] = manifest
     for generation in generations(storage):  # committed since we looked
         if generation not in remaining and generation not in deleted:
-            remaining[generation] = read_manifest(storage, generation)
+            with suppress(GenerationNotFound):  # and swept since
+                remaining[generation] = read_manifest(storage, generation)
 
     named = _named_parts(remaining.values())
     released = _named_parts(manifests[generation] for generation in deleted) - named
@@ -252,7 +260,8 @@ def _delete_manifest(storage: Storage, generation: int, now_s: float) -> bool:
         held = _is_held(storage, generation, now_s)
     finally:
         if held:
-            storage.create_exclusive(path, content)
+            with suppress(FileExistsError):  # another sweep has brought it back
+                storage.create_exclusive(path, content)
     return not held
 
 

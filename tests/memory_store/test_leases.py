@@ -5,17 +5,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+import memory_store.compaction
+import memory_store.memory
 from memory_store import open_memory
-from memory_store.errors import CorruptFile, GenerationNotFound, StorageFailed
+from memory_store.compaction import compact
+from memory_store.coordinator import Served
+from memory_store.engine import Engine, load
+from memory_store.errors import CorruptFile, GenerationConflict, GenerationNotFound, StorageFailed
 from memory_store.leases import LEASE_S, SKEW_S, Lease, ReadLease, leases
-from memory_store.manifest import generations, manifest_path, read_manifest
+from memory_store.manifest import Manifest, current_generation, generations, manifest_path, read_manifest
+from memory_store.parts import fact_ids_of, scan_facts
+from memory_store.reindex_steps import MemoryReindex
 from memory_store.storage import Storage
 from memory_store.upkeep import inspect_memory, pin, sweep
+from memory_store.writes import locate_on_disk, upsert_facts
 
 WriteMemory = Callable[..., Storage]
 NOW_S = 1_700_000_000.0
@@ -86,6 +97,97 @@ def test_a_sweep_that_could_not_see_the_lease_yet_fails_the_open_and_nothing_sta
     monkeypatch.setattr("memory_store.memory.ReadLease", Overtaken)
     with pytest.raises(GenerationNotFound):
         open_memory(history.url, generation=1)
+    assert leases(history) == ()
+
+
+class OvertakenByAWriter(ReadLease):
+    """Another process writes, compacts and sweeps right before the first two leases are there for it to see."""
+
+    left = 2
+
+    def renew(self) -> None:
+        if OvertakenByAWriter.left:
+            OvertakenByAWriter.left -= 1
+            replace_all_parts(self._storage)
+        super().renew()
+
+
+def replace_all_parts(storage: Storage) -> None:
+    """What another process may do at any moment: of the generations before, no part is left but what is leased."""
+    write = partial(upsert_facts, storage, locate=partial(locate_on_disk, storage))
+    held_ids = np.concatenate([fact_ids_of(table) for table in scan_facts(storage, read_manifest(storage))])
+    write(pa.table({"fact_id": held_ids}), np.ones((len(held_ids), 4)))
+    compact(storage)
+    sweep(storage)
+
+
+def test_the_newest_generation_is_opened_although_the_one_that_was_the_newest_is_swept_meanwhile(
+    history: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OvertakenByAWriter, "left", 2)
+    monkeypatch.setattr("memory_store.memory.ReadLease", OvertakenByAWriter)
+    with open_memory(history.url) as reader:
+        assert reader.generation == current_generation(history) == 7
+        monkeypatch.setattr(OvertakenByAWriter, "left", 1)
+        replace_all_parts(history)
+        assert reader.refresh() == current_generation(history) == 11
+        monkeypatch.setattr(OvertakenByAWriter, "left", 1)
+        replace_all_parts(history)
+        assert reader.reindex(shards=2) == current_generation(history)
+
+
+@pytest.mark.parametrize("overtaken_at", ["read_manifest", "load"])
+def test_what_was_written_is_visible_although_its_generation_is_swept_before_it_is_served(
+    history: Storage, monkeypatch: pytest.MonkeyPatch, overtaken_at: str
+) -> None:
+    real = getattr(memory_store.memory, overtaken_at)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(f"memory_store.memory.{overtaken_at}", real)
+        replace_all_parts(history)
+        return real(*arguments)
+
+    with open_memory(history.url) as memory:
+        monkeypatch.setattr(f"memory_store.memory.{overtaken_at}", overtaken)
+        assert memory.upsert(pa.table({"fact_id": [50]}), np.ones((1, 4))) == 4
+        assert memory.generation == 6
+        assert memory.holds([50]).all()
+
+
+def test_what_a_reindex_verifies_is_not_swept_meanwhile(history: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(engine: Engine, manifest: Manifest) -> Served:
+        replace_all_parts(history)
+        return load(engine, manifest)
+
+    monkeypatch.setattr("memory_store.reindex_steps.load", overtaken)
+    with open_memory(history.url) as memory:
+        replace_all_parts(history)
+        assert memory.reindex(shards=2) == memory.generation
+        assert len(memory.stats().shards) == 2
+
+
+def test_a_generation_that_others_read_a_moment_ago_may_be_swept_before_a_reindex_loads_it(
+    history: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryReindex, "_read_by_others", lambda steps: [2, 3])
+    with open_memory(history.url) as memory:
+        sweep(history)
+        assert memory.reindex(shards=2) == 3
+
+
+def test_what_a_compaction_reads_is_not_swept_meanwhile(history: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it says that its parts were replaced, and not that they are damaged."""
+    upsert_facts(history, pa.table({"fact_id": [1]}), np.ones((1, 4)), locate=partial(locate_on_disk, history))
+    real = memory_store.compaction._write_output
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr("memory_store.compaction._write_output", real)
+        replace_all_parts(history)
+        return real(*arguments)
+
+    monkeypatch.setattr("memory_store.compaction._write_output", overtaken)
+    with pytest.raises(GenerationConflict, match="another writer replaced them"):
+        compact(history)
     assert leases(history) == ()
 
 

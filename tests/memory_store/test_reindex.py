@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,15 @@ import pytest
 import memory_store.memory
 from memory_store import Memory, open_memory
 from memory_store.errors import ConfigError, InvalidVectors, ReindexFailed, ReindexRunning, StorageFailed
-from memory_store.manifest import read_manifest
+from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.oracle import exhaustive_search
+from memory_store.parts import open_part
 from memory_store.reembed import reembed
 from memory_store.reindex import ReindexPlan, State, plan_reindex, run_reindex
 from memory_store.storage import Storage
 from memory_store.trial import try_index
 from memory_store.upkeep import inspect_memory, sweep, verify_memory
-from memory_store.writes import delete_facts, locate_on_disk, upsert_facts
+from memory_store.writes import commit_change, delete_facts, locate_on_disk, upsert_facts
 
 WriteMemory = Callable[..., Storage]
 
@@ -124,6 +126,41 @@ def test_a_new_encoder_an_index_and_shards_are_switched_to_while_writes_go_on(
     sweep(thirty, now_s=1e12)
     assert inspect_memory(thirty).unnamed_files == 0
     assert thirty.list("staging") == []
+
+
+def test_it_catches_up_with_a_writer_that_never_rests(thirty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer commits with every part that is embedded, later with every other; in a pause it commits on."""
+    embedded = 0
+
+    def upsert() -> None:
+        facts = pa.table({"fact_id": [1]})
+        upsert_facts(thirty, facts, np.ones((1, 4), np.float32), locate=partial(locate_on_disk, thirty))
+
+    def encode_in_a_while(facts: pa.Table) -> np.ndarray:
+        nonlocal embedded
+        embedded += 1
+        assert embedded < 60, "it stays behind"
+        if embedded <= 12 or embedded % 2 == 0:
+            upsert()
+        return encode(facts)
+
+    def pause(seconds: float) -> None:
+        for _ in range(int(seconds / 0.02)):
+            upsert()
+
+    def commit(*arguments: Any, **options: Any) -> Manifest:
+        return commit_change(*arguments, **({"sleep": pause} | options))
+
+    monkeypatch.setattr("memory_store.reembed.commit_change", commit)
+    opened: list[Part] = []
+
+    def noting(storage: Storage, part: Part, *schema: pa.Schema) -> pa.Table:
+        opened.append(part)
+        return open_part(storage, part, *schema)
+
+    monkeypatch.setattr("memory_store.reembed.open_part", noting)
+    assert reembed(thirty, encode_in_a_while, fingerprint="mod").encoder == "mod"
+    assert len(opened) == len(set(opened)), "each try embeds what is new, and opens nothing again"
 
 
 def test_the_same_encoder_may_store_its_vectors_in_another_dtype(thirty: Storage) -> None:

@@ -5,11 +5,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import memory_store.upkeep
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, MemoryNotFound
 from memory_store.leases import ReadLease
 from memory_store.manifest import (
@@ -421,6 +423,24 @@ def test_a_generation_committed_during_a_sweep_keeps_its_parts(history: Storage)
 
     sweep(BusyStorage(history.url, iter([revert])))
     assert read_manifest(history).commit_id == "back"
+    assert verify_memory(history).ok
+
+
+@pytest.mark.parametrize("looked_at", ["pins", "read_manifest", "_is_held"])
+def test_a_sweep_that_another_one_overtakes_does_the_rest(
+    history: Storage, monkeypatch: pytest.MonkeyPatch, looked_at: str
+) -> None:
+    real = getattr(memory_store.upkeep, looked_at)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(memory_store.upkeep, looked_at, real)
+        sweep(history)
+        return real(*arguments)
+
+    monkeypatch.setattr(memory_store.upkeep, looked_at, overtaken)
+    sweep(history, keep_last=2)
+    assert generations(history) == [3]
+    assert inspect_memory(history).unnamed_files == 0
     assert verify_memory(history).ok
 
 

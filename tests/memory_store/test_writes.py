@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 import memory_store.index_files
 import memory_store.shard
 from memory_store import Memory, MemoryWriter, open_memory
-from memory_store.errors import CorruptFile, DuplicateFact, GenerationConflict, NoVectors, UnknownFact
+from memory_store.compaction import compact
+from memory_store.errors import CommitUnknown, CorruptFile, DuplicateFact, GenerationConflict, NoVectors, UnknownFact
 from memory_store.manifest import (
     Manifest,
     ParentGeneration,
@@ -102,6 +104,28 @@ def test_a_writer_that_was_overtaken_writes_after_the_other_and_loses_nothing(ni
     assert (found[2], found[20], found[30], found[31], len(found)) == (7.0, 7.0, 5.0, 5.0, 12)
     assert verify_memory(nine).problems == ()
     assert inspect_memory(nine).unnamed_files == 0, "tombstones of attempts that failed are tidied up"
+
+
+@pytest.mark.parametrize("compacts", [False, True])
+def test_a_write_that_others_build_on_and_sweep_before_its_writer_looks_again_is_there_and_once(
+    nine: Storage, monkeypatch: pytest.MonkeyPatch, compacts: bool
+) -> None:
+    create = Storage.create_exclusive
+
+    def overtaken(self: Storage, path: str, data: bytes) -> None:
+        create(self, path, data)
+        monkeypatch.setattr(Storage, "create_exclusive", create)
+        upsert(self, [7])
+        upsert(self, [8])
+        if compacts:
+            compact(self)
+        sweep(self)
+
+    monkeypatch.setattr(Storage, "create_exclusive", overtaken)
+    with pytest.raises(CommitUnknown) if compacts else nullcontext():
+        upsert(nine, [2, 50])
+    assert verify_memory(nine).problems == ()
+    assert sorted(contents(nine)) == [*range(9), 50]
 
 
 def test_what_another_writer_deletes_meanwhile_is_deleted(nine: Storage) -> None:
