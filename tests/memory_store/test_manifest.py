@@ -12,7 +12,6 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_store.disk import Entry
 from memory_store.errors import (
     CommitUnknown,
     CorruptFile,
@@ -32,7 +31,6 @@ from memory_store.manifest import (
     Part,
     ReplaceFacts,
     ReplaceVectors,
-    RestoreContent,
     apply_change,
     commit,
     current_generation,
@@ -42,7 +40,6 @@ from memory_store.manifest import (
 )
 from memory_store.manifest_format import LAST_GENERATION, from_bytes, to_bytes
 from memory_store.storage import Storage
-from memory_store.upkeep import sweep
 
 CHECKSUM = "xxh3-128:" + "0" * 32
 
@@ -266,76 +263,6 @@ def test_a_commit_into_a_number_that_was_taken_and_swept_meanwhile_conflicts_and
         commit(storage, ours, requires=ParentGeneration(1))
     assert generations(storage) == [3]
     assert read_manifest(storage).commit_id == "third"
-
-
-class OvertakenStorage(Storage):
-    """Storage on which other writers go on just after a creation has landed, before its writer looks again."""
-
-    meanwhile: Callable[[Storage], None] | None = None
-
-    def create_exclusive(self, path: str, data: bytes) -> None:
-        super().create_exclusive(path, data)
-        if self.meanwhile is not None:
-            others, self.meanwhile = self.meanwhile, None
-            others(self)
-
-
-def commits_on(storage: Storage, names: list[str]) -> None:
-    """Another writer commits one part after the other, and sweeps what they supersede."""
-    for name in names:
-        now = read_manifest(storage)
-        commit(
-            storage,
-            write_parts(storage, apply_change(now, append(name), commit_id=name)),
-            requires=ParentGeneration(now.generation),
-        )
-    sweep(storage)
-
-
-@pytest.mark.parametrize("names", [["c"], ["c", "d"], ["c", "d", "e"]])
-def test_a_commit_that_others_build_on_and_sweep_at_once_has_landed(memory_url: str, names: list[str]) -> None:
-    storage = OvertakenStorage(memory_url)
-    stored = commit(storage, write_parts(storage, first("a")), requires=ParentGeneration(None))
-    ours = write_parts(storage, apply_change(stored, append("b"), commit_id="ours"))
-    storage.meanwhile = lambda here: commits_on(here, names)
-    assert commit(storage, ours, requires=ParentGeneration(1)).generation == 2
-    assert generations(storage) == [2 + len(names)]
-    assert set(ours.facts) <= set(read_manifest(storage).facts)
-
-
-def test_a_commit_that_others_sweep_and_leave_nothing_of_is_unknown(memory_url: str) -> None:
-    storage = OvertakenStorage(memory_url)
-    stored = commit(storage, write_parts(storage, first("a")), requires=ParentGeneration(None))
-    ours = write_parts(storage, apply_change(stored, append("b"), commit_id="ours"))
-
-    def others(here: Storage) -> None:
-        now = read_manifest(here)
-        commit(here, apply_change(now, RestoreContent(manifest=stored), commit_id="back"), requires=ParentGeneration(2))
-        commits_on(here, ["c"])
-
-    storage.meanwhile = others
-    with pytest.raises(CommitUnknown, match=r"generation 2 .* superseded and swept, or never was"):
-        commit(storage, ours, requires=ParentGeneration(1))
-    assert generations(storage) == [4]
-
-
-def test_a_commit_is_refused_whose_parent_was_superseded_while_its_parts_were_looked_for(memory_url: str) -> None:
-    class Listing(Storage):
-        meanwhile: Callable[[Storage], None] | None = None
-
-        def entries(self, prefix: str) -> tuple[Entry, ...]:
-            if prefix == "facts" and self.meanwhile is not None:
-                others, self.meanwhile = self.meanwhile, None
-                others(self)
-            return super().entries(prefix)
-
-    storage = Listing(memory_url)
-    stored = commit(storage, write_parts(storage, first("a")), requires=ParentGeneration(None))
-    ours = write_parts(storage, apply_change(stored, append("b"), commit_id="ours"))
-    storage.meanwhile = lambda here: commits_on(here, ["c", "d", "e"])
-    with pytest.raises(GenerationConflict, match=r"expected generation 1 .* found generation 4"):
-        commit(storage, ours, requires=ParentGeneration(1))
-    assert generations(storage) == [4]
 
 
 # Reading

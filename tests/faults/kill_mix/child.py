@@ -4,6 +4,7 @@ Whoever kills a process from outside hits it anywhere, mostly between two steps 
 told to `kill -9` itself right before its n-th step from now: a change of the disk, or a call of those that it names.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -48,6 +49,7 @@ def serve(make: Callable[[], Callable[[Order], Report]], calls: Sequence[tuple[t
     """
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray prints, for example that a node is gone
+    faulthandler.register(signal.SIGUSR1)  # says where it stands
     fuse = _Fuse()
     for owner, name in (*_CHANGES, *calls):
         fuse.lay(owner, name)

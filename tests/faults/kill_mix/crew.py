@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ from kill_mix.child import Order, Report
 
 __all__ = ["Crew", "Member"]
 
-PATIENCE_S = 120.0  # for the next word of anybody; a dead shard is back after some seconds on a busy machine
+PATIENCE_S = 240.0  # for the next word of anybody; on a busy machine a dead shard takes its time to come back
 _HERE = Path(__file__).parent.parent
-_SAID_LINES = 30
+_SAID_LINES, _STACK_LINES = 30, 200
+_STACK_S = 5.0  # to write it
 
 
 class Member:
@@ -79,8 +81,9 @@ class Crew:
         try:
             member, report = self._heard.get(timeout=PATIENCE_S)
         except queue.Empty:
-            late = {name: member.errors.read_text()[-500:] for name, member in self.members.items() if member.owes}
-            raise AssertionError(f"nobody said a word within {PATIENCE_S:g} s; awaited: {late}") from None
+            stands = {name: self._stack(member) for name, member in self.members.items() if member.owes}
+            said = "".join(f"\n{name}: {stack}" for name, stack in stands.items())
+            raise AssertionError(f"nobody said a word within {PATIENCE_S:g} s; awaited are{said}") from None
         if report is not None:
             assert "failed" not in report, f"{member.name}: {report['failed']}"
             member.owes = member.killed
@@ -121,6 +124,13 @@ class Crew:
                 if line.endswith("\n"):  # else it was killed while it spoke
                     self._heard.put((member, json.loads(line)))
         self._heard.put((member, None))
+
+    def _stack(self, member: Member) -> str:
+        """Where a process stands that nobody hears of, in all its threads; the end of what it wrote to stderr."""
+        member.process.send_signal(signal.SIGUSR1)
+        with suppress(subprocess.TimeoutExpired):
+            member.process.wait(_STACK_S)
+        return "".join(member.errors.read_text().splitlines(keepends=True)[-_STACK_LINES:])
 
     def _close(self, member: Member) -> None:
         member.process.wait()
