@@ -1,10 +1,10 @@
 """The protocol every MIPS index follows, the rows it is built over, and the registry of index names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -68,6 +68,17 @@ class ShardVectors:
                 piece_CD[...] = widened(chunk[piece_rows_C])
         return out_CD
 
+    def groups_in_chunks(
+        self, groups_P: NDArray[np.int64], size: int
+    ) -> Iterator[tuple[NDArray[np.float32], int, slice]]:
+        """(chunk, number of its first row, slice of those groups, ascending, that lie in it wholly), for every chunk of
+        contiguous float32 that holds any; see `gather_groups`."""
+        for chunk, start in zip(self.chunks, self.starts.tolist(), strict=False):
+            first, last = -(-start // size), (start + len(chunk)) // size
+            here = slice(*np.searchsorted(groups_P, [first, max(last, first)]))
+            if here.start < here.stop and chunk.dtype == np.float32 and chunk.flags.c_contiguous:
+                yield cast(NDArray[np.float32], chunk), start, here
+
     def gather_groups(self, groups_P: NDArray[np.int64], size: int, out_nD: NDArray[np.float32]) -> None:
         """Copy groups of rows, ascending, into out_nD [P * size, D]; rows past the last one repeat it.
 
@@ -75,14 +86,11 @@ class ShardVectors:
         """
         whole_P = np.zeros(len(groups_P), dtype=np.bool_)
         out_Pv = out_nD.reshape(len(groups_P), size * self.dim)
-        for number, chunk in enumerate(self.chunks):
-            start, stop = map(int, self.starts[number : number + 2])
-            first, last = -(-start // size), stop // size
-            here = slice(*np.searchsorted(groups_P, [first, max(last, first)]))
-            if here.start < here.stop and chunk.dtype == np.float32 and chunk.flags.c_contiguous:
-                chunk_gv = chunk[first * size - start : last * size - start].reshape(last - first, size * self.dim)
-                chunk_gv.take(groups_P[here] - first, axis=0, out=out_Pv[here], mode="clip")
-                whole_P[here] = True
+        for chunk, start, here in self.groups_in_chunks(groups_P, size):
+            first, last = -(-start // size), (start + len(chunk)) // size
+            chunk_gv = chunk[first * size - start : last * size - start].reshape(last - first, size * self.dim)
+            chunk_gv.take(groups_P[here] - first, axis=0, out=out_Pv[here], mode="clip")
+            whole_P[here] = True
         rest_P = np.flatnonzero(~whole_P)
         if len(rest_P):
             rows_n = (groups_P[rest_P, None] * size + np.arange(size)).ravel()

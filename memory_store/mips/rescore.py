@@ -96,14 +96,8 @@ class GroupScorer:
     def _score(self, group_p: NDArray[np.int64], query_pD: NDArray[np.float32], score_pg: NDArray[np.float32]) -> None:
         """Groups ascending. Those in one chunk of float32 are read where they lie: a copy takes four times as long."""
         left_p = np.ones(len(group_p), dtype=np.bool_)
-        for number, chunk in enumerate(self._vectors.chunks if self._row_scale == 1 else ()):
-            if chunk.dtype != np.float32 or not chunk.flags.c_contiguous:
-                continue
-            start, stop = map(int, self._vectors.starts[number : number + 2])
-            first, last = -(-start // GROUP_ROWS), stop // GROUP_ROWS
-            here = slice(*np.searchsorted(group_p, [first, max(last, first)]))
-            if here.start == here.stop:
-                continue
+        in_place = self._vectors.groups_in_chunks(group_p, GROUP_ROWS) if self._row_scale == 1 else ()
+        for chunk, start, here in in_place:
             row_pg = (group_p[here, None] * GROUP_ROWS - start) + np.arange(GROUP_ROWS)
             faiss.fvec_inner_products_by_idx(
                 faiss.swig_ptr(score_pg[here]),
