@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import float32_error, round_down_float32, scale_exponent
 from memory_store.mips.encode import GROUP_ROWS
+from memory_store.mips.in_place import products_in_place
 from memory_store.mips.scratch import Scratch
 
 # D dimension, B queries, P pairs of a query and a row or a group of rows, p of them at once, g rows in a group
@@ -99,14 +100,7 @@ class GroupScorer:
         in_place = self._vectors.groups_in_chunks(group_p, GROUP_ROWS) if self._row_scale == 1 else ()
         for chunk, start, here in in_place:
             row_pg = (group_p[here, None] * GROUP_ROWS - start) + np.arange(GROUP_ROWS)
-            faiss.fvec_inner_products_by_idx(
-                faiss.swig_ptr(score_pg[here]),
-                faiss.swig_ptr(query_pD[here]),
-                faiss.swig_ptr(chunk),
-                faiss.swig_ptr(row_pg),
-                self._vectors.dim,
-                *row_pg.shape,
-            )
+            products_in_place(chunk, row_pg, query_pD[here], score_pg[here])
             left_p[here] = False
         if left_p.any():
             score_pg[left_p] = self._score_copies(group_p[left_p], query_pD[left_p])

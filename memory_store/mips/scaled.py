@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from copy import copy
+from typing import cast
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import scale_exponent
 from memory_store.mips.encode import copy_rows
+from memory_store.mips.in_place import products_in_place
 
 # N rows, n rows in a block, D dimension, E of its columns, B queries, b of them, C rows for each, p queries at once
 
@@ -118,14 +119,7 @@ class ScaledRows:
         for chunk_nD, start, stop in zip(self._vectors.chunks, starts, starts[1:], strict=False):
             here_bC = np.where((row_bC >= start) & (row_bC < stop), row_bC - start, -1)
             found_bC = np.empty_like(score_bC)
-            faiss.fvec_inner_products_by_idx(
-                faiss.swig_ptr(found_bC),
-                faiss.swig_ptr(queries_bD),
-                faiss.swig_ptr(chunk_nD),
-                faiss.swig_ptr(here_bC),
-                self._vectors.dim,
-                *row_bC.shape,
-            )
+            products_in_place(cast(NDArray[np.float32], chunk_nD), here_bC, queries_bD, found_bC)
             np.maximum(score_bC, found_bC, out=score_bC)  # of a row of -1, -inf
         return score_bC
 
