@@ -1,5 +1,6 @@
 """Versioned snapshots, MIPS indexes, shards, coordinator: the memory that a network reads."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,11 @@ if TYPE_CHECKING:
     from memory_store.opening import open_memory, stop_memory
     from memory_store.topk import TopK
     from memory_store.writer import MemoryWriter
+
+# Threads of OpenMP that wait for the next product spin, by default for a millisecond and more, on cores that the search
+# and the training step have other threads for: beside one other busy process, a step took five times as long. Read when
+# torch is loaded, so all packages import this one first.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __all__ = ["Memory", "MemoryStats", "MemoryWriter", "TopK", "open_memory", "stop_memory"]
 

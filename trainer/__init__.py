@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import memory_store  # noqa: F401  # sets how threads wait, before torch is loaded
+
 if TYPE_CHECKING:
     from trainer.ask import Answer, Answerer
     from trainer.attention import KMipsAttention, Reading
