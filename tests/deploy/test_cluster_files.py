@@ -1,4 +1,4 @@
-"""Launcher files, Kubernetes manifests and the Dockerfile: held against their schemas, and against one another."""
+"""Launcher files and Kubernetes manifests: held against their schemas, and against one another."""
 
 import os
 import re
@@ -21,7 +21,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
 LAUNCHERS = sorted(DEPLOY.glob("cluster*.yaml"))
 MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
 
 def read(path: Path) -> Any:
@@ -215,47 +214,6 @@ def test_the_service_is_an_application_that_ray_serve_takes(tmp_path: Path, monk
     assert isinstance(app(args), Application)
     with pytest.raises(ValueError, match="shard"):
         ServiceArgs.model_validate(application.args | {"shard": 3})
-
-
-def instructions() -> list[tuple[str, str]]:
-    joined = re.sub(r"\\\n", " ", "\n".join(line for line in DOCKERFILE.splitlines() if not line.startswith("#")))
-    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
-
-
-def test_the_image_is_built_in_stages_and_runs_as_somebody_else_than_root() -> None:
-    known = {"ARG", "CMD", "COPY", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
-    assert {word for word, _ in instructions()} <= known
-    stages = [rest for word, rest in instructions() if word == "FROM"]
-    assert [stage.split(" AS ")[1] for stage in stages] == ["build", "run"]
-    assert all(re.fullmatch(r"python:3\.\d+-slim-\w+ AS \w+", stage) for stage in stages), "pinned, never `latest`"
-    (user,) = (rest for word, rest in instructions() if word == "USER")
-    assert int(user) > 0, "a number: Kubernetes cannot tell whether a name is root"
-    assert f"--uid {user} " in DOCKERFILE
-    pod = cluster_of(read(DEPLOY / "kuberay" / "cluster.yaml"))["headGroupSpec"]["template"]["spec"]
-    assert pod["securityContext"]["runAsUser"] == int(user)
-
-
-def test_the_image_is_one_in_which_ray_up_can_run_its_commands() -> None:
-    (environment,) = (rest for word, rest in instructions() if word == "ENV" and "PYTHONSAFEPATH" in rest)
-    home = "/home/ray"
-    assert f"HOME={home} " in environment, "`ray up` reads it in the image; else the token goes to /root"
-    assert ("WORKDIR", home) in instructions()
-    (packages,) = (rest for word, rest in instructions() if word == "RUN" and "apt-get" in rest)
-    assert {"openssh-client", "rsync"} <= set(packages.split())
-    # a login shell takes its PATH from /etc/profile, not from the image
-    assert "'export PATH=/opt/hmn/bin:$PATH' > /etc/profile.d/" in packages
-
-
-def test_the_image_is_built_from_files_that_exist_and_that_the_build_sees() -> None:
-    seen = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = [
-        source
-        for word, rest in instructions()
-        if word == "COPY" and "--from" not in rest
-        for source in rest.split()[:-1]
-    ]
-    assert set(copied) == seen
-    assert all((REPOSITORY / source).exists() for source in copied)
 
 
 def test_no_file_of_a_cluster_holds_a_secret() -> None:
