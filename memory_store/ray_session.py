@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import ray
 
@@ -31,16 +34,18 @@ def ensure_ray(num_cpus: int | None = None, *, join: str | None = None) -> None:
     try:
         if address:
             _reach(address)
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            return
-        ray.init(
-            address="local",  # never a cluster that somebody else left running on this machine
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        )
+        with _sigterm_stays_ours():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                ray.init(
+                    address="local",  # never a cluster that somebody else left running on this machine
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                )
     except Exception as error:  # Ray says with plain exceptions of many classes that it cannot start
         if os.environ.get("RAY_ADDRESS"):
             what = f"to join the Ray cluster at RAY_ADDRESS={address}"
@@ -53,6 +58,19 @@ def ensure_ray(num_cpus: int | None = None, *, join: str | None = None) -> None:
         let_in = not (isinstance(error, ConnectionError) and error.__cause__ is not None)
         advice = "" if let_in else f"{_token_advice(os.environ)}; "
         raise RayUnavailable(f"expected {what}, found: {said}; {advice}`hmn doctor` says what is missing") from error
+
+
+@contextmanager
+def _sigterm_stays_ours() -> Iterator[None]:
+    """What SIGTERM does in this process stays what it was: Ray would print a stack trace and exit.
+
+    Where the program has not said what it does, Ray's way of ending with all its processes stays, without the trace.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():  # others may not say it, and Ray has not
+        kept = before if before not in (signal.SIG_DFL, None) else signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, kept)
 
 
 def _token_advice(environment: Mapping[str, str]) -> str:

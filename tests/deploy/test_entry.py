@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import click
@@ -92,6 +95,23 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr().err.strip() == ""
+
+
+def test_sigterm_ends_a_command_as_an_interrupt_does(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned_up: list[bool] = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            cleaned_up.append(True)
+
+    assert run(command_that(work), []) == 143
+    assert cleaned_up == [True]
+    assert capsys.readouterr().err.strip() == ""
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_status_that_a_command_returns_is_the_exit_status() -> None:

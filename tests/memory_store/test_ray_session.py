@@ -1,4 +1,9 @@
-"""What is said to somebody whom a Ray cluster does not let in."""
+"""Joining Ray: what is said to somebody whom a cluster does not let in, and who hears of SIGTERM afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -41,3 +46,32 @@ def test_where_no_cluster_runs_no_token_is_asked_for(monkeypatch: pytest.MonkeyP
     with pytest.raises(RayUnavailable, match="start one with `ray start --head`") as refused:
         ensure_ray(join="auto")
     assert "token" not in str(refused.value)
+
+
+SLEEPER = """
+import signal, sys, time
+from memory_store.ray_session import ensure_ray
+
+def end(*_):
+    sys.exit(7)
+
+if "ours" in sys.argv:
+    signal.signal(signal.SIGTERM, end)
+ensure_ray()
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("says_what", "status"), [("ours", 7), ("nothing", signal.SIGTERM)])
+def test_sigterm_is_the_programs_own_and_leaves_no_trace(ray_cluster: None, says_what: str, status: int) -> None:
+    joins = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, says_what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=joins
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "joined\n"
+        process.send_signal(signal.SIGTERM)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "SIGTERM" not in shown
