@@ -138,7 +138,8 @@ def _read(sources: Sequence[str], names: Sequence[str], storage: Storage, curren
         )
     triples = pa.concat_tables([TRIPLES_SCHEMA.empty_table(), *(parsed.triples for _, _, parsed in found)])
     if not triples.num_rows:
-        raise EmptyInput(f"there are no facts in {', '.join(sources):.300}")
+        where = f"; all {len(bad):,} rows were rejected, see {storage.where(quarantine)}" if quarantine else ""
+        raise EmptyInput(f"there are no facts in {', '.join(given.shown for given in inputs):.300}{where}")
     called = pa.concat_tables([NAMES_SCHEMA.empty_table(), *(parsed.names for _, _, parsed in found)])
     grouped = group_facts(triples, called, called, grouping=current.grouping or "relation")
     return _Read(facts=grouped.facts, triples=triples.num_rows, quarantined=len(bad), quarantine=quarantine)

@@ -1,5 +1,6 @@
 """Facts of sources go into a living memory through the same gate as an ingest, and a later ingest respects them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,15 @@ def test_what_does_not_fit_the_memory_is_refused(memory: str, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"news.tsv, line 2"):
         upsert([source], memory, encode, fingerprint="parity", strict=True)
     assert read_manifest(Storage(memory)).generation == 2
+
+
+def test_sources_whose_rows_are_all_rejected_are_refused_with_the_file_that_says_why(
+    memory: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.tsv").write_bytes(b"peru\tcity\t\xff\nmali\tcity\t\xfe\n")
+    said = r"no facts in .*bad.tsv; all 2 rows were rejected, see (?P<file>\S+quarantine/write-\w+\.jsonl)$"
+    with pytest.raises(EmptyInput, match=said) as refused:
+        upsert([str(tmp_path / "bad.tsv")], memory, encode, fingerprint="parity")
+    found = re.search(said, str(refused.value))
+    assert found is not None
+    assert "not UTF-8" in Path(found["file"]).read_text()
