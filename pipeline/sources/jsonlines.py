@@ -11,7 +11,7 @@ from pipeline.sources.layout import Layout
 from pipeline.sources.lines import split_lines
 from pipeline.sources.rows import BadRow, Parsed, check_names, check_triples, shorten
 
-__all__ = ["parse_json_lines"]
+__all__ = ["json_text", "parse_json_lines"]
 
 
 def parse_json_lines(segment: Segment, layout: Layout) -> Parsed:
@@ -46,16 +46,16 @@ def _rows(content: Any, columns: dict[str, int | str]) -> list[list[str]]:
     values = [content.get(key) for key in columns.values()]
     lengths = {len(value) for value in values if isinstance(value, list)}
     if not lengths:
-        return [[_text(value) for value in values]]
+        return [[json_text(value) for value in values]]
     if len(lengths) > 1:
         raise ValueError(f"expected lists of one length, found {sorted(lengths)}")
     (length,) = lengths
     if not length:
         raise ValueError("empty object_id: the list has no elements")
-    return [[_text(value[at] if isinstance(value, list) else value) for value in values] for at in range(length)]
+    return [[json_text(value[at] if isinstance(value, list) else value) for value in values] for at in range(length)]
 
 
-def _text(value: Any) -> str:
+def json_text(value: Any) -> str:
     """Numbers read as they are written; a lone surrogate from an escape is no text."""
     if value is None:
         return ""

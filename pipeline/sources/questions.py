@@ -1,9 +1,11 @@
 """Questions with the fact that answers them: SimpleQuestions files, any table with a header, or generated ones."""
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +15,7 @@ from memory_store.errors import ConfigError, EmptyInput, InputError
 from pipeline.facts import clean, entity_ids, relation_ids
 from pipeline.sources.builtin import is_builtin, read_builtin_questions
 from pipeline.sources.files import SourceFile, find_files, open_stream
+from pipeline.sources.jsonlines import json_text
 
 __all__ = ["QUESTIONS_SCHEMA", "SPLITS", "read_questions"]
 
@@ -38,13 +41,14 @@ _COLUMNS = {
 _QUESTION_FILE = re.compile(r"annotated_fb_data_(?P<simple>\w+?)\.|questions?[_-](?P<other>\w+?)\.", re.IGNORECASE)
 
 
-def read_questions(source: str, split: str | None = None) -> pa.Table:
+def read_questions(source: str, split: str | None = None, *, alone_is: str = "train") -> pa.Table:
     """A table of QUESTIONS_SCHEMA, in the order of the files.
 
     source: builtin:geonames, a file, a glob or a directory of annotated_fb_data_<split>.txt or questions_<split>.tsv
     files, plain or compressed: 4 columns (subject, relation, object, question), or a header with the names of
-    QUESTIONS_SCHEMA in any order. split: "train", "valid" or "test"; None reads all of them, and a single file is
-    read whatever its name. Raises InputError with file and line, EmptyInput, ConfigError for an unknown split.
+    QUESTIONS_SCHEMA in any order; .csv, .jsonl and .parquet as well. split: "train", "valid" or "test"; None reads all
+    of them. alone_is: the split that a single file is, whatever its name; it has no questions of the others. Raises
+    InputError with file and line, EmptyInput for a split without questions, ConfigError for an unknown split.
     """
     if split is not None and split not in SPLITS:
         raise ConfigError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
@@ -53,6 +57,12 @@ def read_questions(source: str, split: str | None = None) -> pa.Table:
     files = find_files(source)
     if len(files) > 1 or files[0].name != PurePosixPath(source).name:
         files = [file for file in files if _split_of(file) in (SPLITS if split is None else (split,))]
+    elif split not in (None, alone_is):
+        raise EmptyInput(
+            f"expected questions of split {split!r}, found one file, {files[0].shown}, whose questions are all those "
+            "of training; name others with `hmn evaluate RUN --questions FILE`, or train with a directory or a glob of "
+            f"questions_train.tsv and questions_{split}.tsv as data.questions"
+        )
     tables = [_read(file) for file in files]
     if not any(table.num_rows for table in tables):
         expected = f"annotated_fb_data_{split or '<split>'}.txt or questions_{split or '<split>'}.tsv"
@@ -82,6 +92,8 @@ def _read(file: SourceFile) -> pa.Table:
     ]
     if not lines:
         return QUESTIONS_SCHEMA.empty_table()
+    if file.suffix in (".jsonl", ".ndjson"):
+        return _read_objects(file, lines)
     is_csv = file.suffix == ".csv"
     rows = [next(csv.reader([line])) if is_csv else line.split("\t") for _, line in lines]
     if _known(rows[0]):
@@ -97,6 +109,28 @@ def _read(file: SourceFile) -> pa.Table:
         name: pa.chunked_array([pa.array([row[at] for row in rows], pa.string())]) for name, at in numbers.items()
     }
     return _table(file, columns, [number for number, _ in lines])
+
+
+def _read_objects(file: SourceFile, lines: Sequence[tuple[int, str]]) -> pa.Table:
+    """lines: (number, one JSON object)."""
+    objects = [_object(file, number, line) for number, line in lines]
+    header = list(dict.fromkeys(key for one in objects for key in one))
+    columns = {name: [one.get(header[at], "") for one in objects] for name, at in _positions(file, header).items()}
+    arrays = {name: pa.chunked_array([pa.array(values, pa.string())]) for name, values in columns.items()}
+    return _table(file, arrays, [number for number, _ in lines])
+
+
+def _object(file: SourceFile, number: int, line: str) -> dict[str, str]:
+    """The values that are read of it, as text."""
+    try:
+        content: Any = json.loads(line)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+        known = {name for names in _COLUMNS.values() for name in names}
+        return {key: json_text(value) for key, value in content.items() if key.strip().lower() in known}
+    except (ValueError, RecursionError) as error:
+        reason = f"malformed JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise InputError(f"{file.shown}, line {number}: {reason}: {line:.200}") from None
 
 
 def _known(header: Sequence[str]) -> bool:

@@ -34,6 +34,12 @@ def parquet() -> bytes:
             "relation\tquestion\tobject_id\tsubject\n/people/person/born\twhere was A born?\tm.0b\tm.0a\n",
         ),
         ("any.csv", 'question,subject_id,relation,object\n"where was A born?",m.0a,people.person.born,m.0b\n'),
+        ("any.csv", "/m/0a,/people/person/born,/m/0b,where was A born?\n"),
+        (
+            "any.jsonl",
+            '{"question": "where was A born?", "subject": "m.0a", "relation": "people.person.born", "object": "m.0b", '
+            '"source": ["x"]}\n\n',
+        ),
         ("any.parquet", parquet()),
     ],
 )
@@ -73,6 +79,30 @@ def test_a_directory_is_read_by_split(write: Write, tmp_path: Path) -> None:
 def test_a_bad_line_is_an_error_with_its_number(write: Write, content: str | bytes, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         read_questions(write("q.txt", content))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"question": "q"', "line 2: malformed JSON"),
+        ("[]", "line 2: expected a JSON object, found list"),
+        ('{"question": "q", "subject": ["s"], "relation": "r"}', "line 2: expected text or a number, found list"),
+        ('{"question": "q", "relation": "r"}', "line 2: empty subject_id"),
+    ],
+)
+def test_a_bad_line_of_json_is_an_error_with_its_number(write: Write, line: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        read_questions(write("q.jsonl", f'{{"question": "q", "subject": 7, "relation": "r"}}\n{line}\n'))
+
+
+@pytest.mark.parametrize("name", ["mine.tsv", "questions_valid.tsv"])
+def test_a_single_file_is_one_split_and_never_passes_for_another(write: Write, name: str) -> None:
+    source = write(name, "s\tr\to\tq\n")
+    assert read_questions(source, "train") == read_questions(source)
+    assert read_questions(source, "test", alone_is="test") == read_questions(source)
+    for split in ("valid", "test"):
+        with pytest.raises(EmptyInput, match=rf"split '{split}', found one file, .*{name}.* --questions FILE"):
+            read_questions(source, split)
 
 
 def test_no_questions_is_empty_input(write: Write, tmp_path: Path) -> None:
