@@ -15,6 +15,7 @@ from memory_store.storage import Storage
 from memory_store.topk import NO_FACT
 from pipeline.facts import fact_ids
 from pipeline.features import words
+from trainer.missing import none_held_words
 
 # Q questions, B questions of a batch, P paths (subject, relation) of the memory, G gold facts of a question
 
@@ -149,12 +150,8 @@ class TrainingData:
         seed: int,
     ) -> None:
         self._questions = questions.held(paths)
-        self.dropped = len(questions) - len(self._questions)
         if not len(self._questions):
-            raise EmptyInput(
-                f"expected training questions about facts of the memory, found {len(questions)} questions, none of "
-                "them about a fact it holds; ingest the facts they ask for"
-            )
+            raise EmptyInput(none_held_words(questions.table, storage, manifest))
         self._paths = paths
         self._texts = self._questions.texts
         self._batch = min(batch_questions, len(self._questions))

@@ -92,8 +92,12 @@ def test_questions_about_facts_that_the_memory_lacks_are_left_out_and_counted(
     strange = table.set_column(1, "subject_id", [["nobody"] * 10 + table["subject_id"].to_pylist()[10:]])
     paths = Paths.scan(storage, manifest)
     data = TrainingData(Questions.of(strange), paths, storage, manifest, batch_questions=8, swap=0.5, seed=0)
-    assert data.dropped == 10
-    with pytest.raises(EmptyInput, match="none of them"):
+    assert len(data) == len(table) - 10
+    asked, held = (
+        r"\(subject 'nobody', relation '(?P<relation>\S+)'\)",
+        r"subject 'p\d+', named '\D+', relation '(?P=relation)'",
+    )
+    with pytest.raises(EmptyInput, match=rf"none of them .* the first is .* {asked}, .* for example, {held}; name"):
         TrainingData(Questions.of(strange.slice(0, 10)), paths, storage, manifest, batch_questions=8, swap=0, seed=0)
 
 
