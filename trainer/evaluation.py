@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from memory_store.errors import ConfigError, EmptyInput
+from memory_store.errors import ConfigError, EmptyInput, InputError
 from memory_store.memory import Memory
 from memory_store.notebook import html_table
 from memory_store.progress import Progress, silent
-from memory_store.storage import Storage
+from memory_store.storage import Storage, redact
 from memory_store.topk import NO_FACT
 from pipeline.sources.questions import read_questions
 from trainer.data import Paths, Questions
 from trainer.encoders.base import Encoder
 from trainer.metrics import gold_ranks, of_mean, wilson
+from trainer.missing import question_words
 from trainer.report.write import write_report
 from trainer.run import open_run
 
@@ -96,10 +98,12 @@ class Evaluation:
     """
 
     split: str
+    source: str | None  # of the questions, where they are not the run's own
     k: int
     generation: int
     softmax_size: float
     missing: int  # questions whose gold path the memory does not hold; they count as wrong
+    missing_example: str | None  # one of them
     overall: Score
     relations: Mapping[str, Score]
     questions_by_rank: tuple[int, ...]
@@ -143,23 +147,47 @@ class Evaluation:
 
 
 def evaluate(
-    run_dir: str | Path, split: str = "valid", *, k: int | None = None, progress: Progress = silent
+    run_dir: str | Path,
+    split: str = "valid",
+    *,
+    questions: str | None = None,
+    k: int | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint on a split of its questions; also writes evaluation-<split>.json there, and
     the run's report anew.
 
+    questions: asked as this split instead of the run's own, as read_questions reads them; a single file is this split.
     The memory is served in the generation that the checkpoint names. Raises ConfigError for a directory without a
-    checkpoint, EmptyInput for a split without questions.
+    checkpoint, and for the questions of training under the name of another split; EmptyInput for a split without
+    questions.
     """
     with open_run(run_dir) as run:
-        questions = Questions.of(read_questions(run.config.data.questions, split))
+        own = run.config.data.questions
+        table = read_questions(own, split) if questions is None else _other_questions(questions, split, own)
         found = evaluate_questions(
-            run.memory, run.encoder, questions, split=split, k=k or run.config.train.k, progress=progress
+            run.memory, run.encoder, Questions.of(table), split=split, k=k or run.config.train.k, progress=progress
         )
+        if questions is not None:
+            found = replace(found, source=redact(questions))
     content = json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n"
     Storage(str(run_dir)).write_atomic(f"evaluation-{split}.json", content.encode())
     write_report(run_dir)
     return found
+
+
+def _other_questions(source: str, split: str, own: str) -> pa.Table:
+    """Questions of this split that are not those which the run was trained on, unless that split is asked for."""
+    table = read_questions(source, split, alone_is=split)
+    if split != "train":
+        with suppress(InputError):  # the run's own may be gone: then there is nothing to compare with
+            trained = read_questions(own, "train")
+            if table.equals(trained):
+                raise ConfigError(
+                    f"expected questions of split {split!r}, found those of training in {redact(source)}; name others, "
+                    "or add --split train"
+                )
+    return table
 
 
 def evaluate_questions(
@@ -194,6 +222,7 @@ def _judge(
     path_Q = same_subject_Q & np.asarray(pc.equal(read["relation"], table["relation"]).fill_null(False))
     rank_Q = gold_ranks(ids_QK, gold_QG)
     found_Q = rank_Q > 0
+    missing_at = np.flatnonzero((gold_QG < 0).all(axis=1))
     answer_Q = _leads_to(read["object_ids"], table["object_id"])
     judged = {
         "path": path_Q,
@@ -209,10 +238,14 @@ def _judge(
     }
     return Evaluation(
         split=split,
+        source=None,
         k=ids_QK.shape[1],
         generation=memory.generation,
         softmax_size=float((ids_QK >= 0).sum(axis=1).mean()),
-        missing=int((gold_QG < 0).all(axis=1).sum()) if gold_QG.shape[1] else len(questions),
+        missing=len(missing_at),
+        missing_example=question_words(table.take(pa.array(missing_at[:1])).to_pylist()[0])
+        if len(missing_at)
+        else None,
         overall=_score(judged),
         relations=relations,
         questions_by_rank=tuple(np.bincount(rank_Q, minlength=ids_QK.shape[1] + 1)[1:].tolist()),

@@ -19,37 +19,48 @@ __all__ = ["command", "show_evaluation"]
 @click.command(
     "evaluate",
     short_help="How often a trained run is right.",
-    epilog=examples("hmn evaluate runs/geonames", "hmn evaluate runs/geonames --split test --wrong 30"),
+    epilog=examples(
+        "hmn evaluate runs/geonames",
+        "hmn evaluate runs/geonames --split test --wrong 30",
+        "hmn evaluate runs/mine --questions held_out.tsv",
+    ),
 )
 @click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="valid", show_default=True)
+@click.option("--questions", metavar="FILE", help="Ask these as the split, instead of those of the run.")
 @click.option("--k", type=click.IntRange(min=1), help="Facts retrieved per question; default: as the run was trained.")
 @click.option("--relations", type=click.IntRange(min=0), default=20, show_default=True, help="Relations to show.")
 @click.option("--wrong", type=click.IntRange(min=0), default=10, show_default=True, help="Wrong answers to show.")
 @json_option
 @click.pass_obj
-def command(console: Console, run_dir: str, split: str, k: int | None, relations: int, wrong: int) -> None:
+def command(
+    console: Console, run_dir: str, split: str, questions: str | None, k: int | None, relations: int, wrong: int
+) -> None:
     """Ask every question of a split and compare what RUN reads with what was meant.
 
     path: the fact read has the question's subject and relation; answer: it leads to the right object. Intervals are
     95 % Wilson intervals. All of it, with every wrong answer, is written to RUN/evaluation-<split>.json, and shown
-    in RUN/report.html.
+    in RUN/report.html. A run whose data.questions is one file has the split train alone; --questions names others.
     """
     from trainer.evaluation import evaluate
 
-    found = evaluate(run_dir, split, k=k, progress=console.progress)
+    found = evaluate(run_dir, split, questions=questions, k=k, progress=console.progress)
     console.result(found.to_json(), lambda: show_evaluation(console, run_dir, found, relations, wrong))
 
 
 def show_evaluation(console: Console, run_dir: str, found: Evaluation, relations: int, wrong: int) -> None:
     """The table, some wrong answers, and where all of it is."""
+    from trainer.missing import missing_words
+
+    split = f"{found.split} of {found.source}" if found.source else found.split
+    missing = missing_words(found.missing, found.overall.questions, example=found.missing_example)
     console.write(found.table(relations))
     if len(found.relations) > relations:
         console.write(f"... and {len(found.relations) - relations:,} more relations")
     console.write()
     console.write(
-        f"{found.split}: generation {found.generation}, softmax over {found.softmax_size:.1f} facts per question"
-        + (f"; {found.missing:,} questions ask for facts that the memory does not hold" if found.missing else "")
+        f"{split}: generation {found.generation}, softmax over {found.softmax_size:.1f} facts per question"
+        + (f"; {missing}" if missing else "")
     )
     if found.wrong[:wrong]:
         console.write()

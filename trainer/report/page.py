@@ -119,7 +119,7 @@ def _header(run: RunRecord) -> str:
         of = f"of {count(run.facts)} facts, {percent(size / run.facts)}" if run.facts else "facts, shared by a batch"
         shown.append(("Softmax of a step", count(size), of))
     if run.seconds:
-        shown.append(("Training", seconds_text(run.seconds), f"{count(run.steps)} steps, refreshes included"))
+        shown.append(("Training", seconds_text(run.seconds), f"in {count(run.steps)} steps and refreshes"))
     stale = [line["overlap"] for line in run.refreshes if "overlap" in line]
     if stale:
         shown.append(("Stale top-K still right", percent(sorted(stale)[len(stale) // 2]), "median over the refreshes"))
@@ -149,8 +149,9 @@ def _evaluation(split: str, found: Mapping[str, Any]) -> str:
     missing = (
         f", {count(found['missing'])} of them about facts that the memory does not hold" if found["missing"] else ""
     )
+    source = f" of {found['source']}" if found.get("source") else ""
     text = (
-        f"{count(overall['questions'])} questions{missing}; generation {found['generation']}, a softmax over "
+        f"{count(overall['questions'])} questions{source}{missing}; generation {found['generation']}, a softmax over "
         f"{found['softmax_size']:.3g} facts for each."
     )
     summary = f"<div><p>{escape(text)}</p>{table(('', 'value', '95 % interval'), rows, numbers=(1, 2))}</div>"
