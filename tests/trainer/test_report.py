@@ -188,6 +188,9 @@ def test_time_by_stage_adds_up_to_the_time_of_all_steps_and_refreshes(tmp_path: 
     assert spent_s["Rest of the step"] == pytest.approx(14 * 0.5)
     assert spent_s["Embed the memory again"] == pytest.approx(4.0)
     assert run.seconds == pytest.approx(14 * (1.0 + 0.1) + 4.0)
+    assert run.seconds_since(0) == run.seconds
+    assert run.seconds_since(10) == pytest.approx(4 * (1.0 + 0.1) + 2.0)
+    assert run.seconds_since(14) == 0
     assert run.facts == 1000
     assert run.steps == 14
 

@@ -25,7 +25,8 @@ _FEWEST_QUESTIONS = 10  # of a relation whose accuracy is compared
 class RunSummary:
     """One run in a line; None for what it did not record. The split is that of the comparison.
 
-    overlap: median of what a stale memory still finds (trainer.watch). seconds: of training, step_s: of one step.
+    overlap: median of what a stale memory still finds (trainer.watch). seconds: in steps and refreshes, step_s: in one
+    step.
     """
 
     name: str
@@ -182,7 +183,8 @@ def _page(found: Comparison) -> str:
     overview = table(columns, rows, numbers=range(1, len(columns)))
     note = (
         "<p>loss: running median of the last steps. recall: gold fact among the K best. softmax: candidates of a step. "
-        "stale: median share of the top-K that the old vectors still found at a refresh. step: median time.</p>"
+        "stale: median share of the top-K that the old vectors still found at a refresh. time: in steps and "
+        "refreshes, without start, ingest and checkpoints. step: median time.</p>"
     )
     settings = table(*found.settings()) if found.differences else "<p>All settings are the same.</p>"
     header = f'<header><p class="kind">Comparison</p><h1>{len(names)} runs</h1></header>'

@@ -86,8 +86,14 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Spent in all stages together: training without the start of the process."""
+        """Spent in all stages together: steps and refreshes, without the start, an ingest, checkpoints, the report."""
         return sum(stage.seconds for stage in self.stages)
+
+    def seconds_since(self, step: int) -> float:
+        """The same of what came after this step."""
+        train = [line for line in self.train if line["step"] > step]
+        refreshes = [line for line in self.refreshes if line["step"] > step or step == 0]
+        return sum(stage.seconds for stage in _stages(train, refreshes, since=step))
 
 
 def read_run(run_dir: str | Path) -> RunRecord:
@@ -121,10 +127,10 @@ def read_run(run_dir: str | Path) -> RunRecord:
     )
 
 
-def _stages(train: Sequence[Line], refreshes: Sequence[Line]) -> list[Stage]:
+def _stages(train: Sequence[Line], refreshes: Sequence[Line], since: int = 0) -> list[Stage]:
     """A line has the mean of the steps since the line before it."""
     spent_s = dict.fromkeys(_STAGES, 0.0)
-    before = 0
+    before = since
     for line in train:
         steps, before = line["step"] - before, line["step"]
         timing = {name.removesuffix("_s"): value for name, value in line.get("timing", {}).items()}
