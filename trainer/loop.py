@@ -24,6 +24,7 @@ from pipeline.features import question_features
 from pipeline.ingest import ingest
 from pipeline.sources.questions import read_questions
 from trainer.alone import training_alone
+from trainer.asked import Asked
 from trainer.attention import KMipsAttention
 from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint
 from trainer.checkpointer import Checkpointer, pin_name
@@ -36,6 +37,7 @@ from trainer.environment import record_environment
 from trainer.metrics import last_loss
 from trainer.process import prepare_process, step_workers
 from trainer.refresh import Refresher
+from trainer.report.record import read_run
 from trainer.report.write import write_report
 from trainer.schedule import Agree, Schedule, alone_agrees
 from trainer.sources import EncodedFacts, ExtraFacts, HeldFeatures
@@ -49,12 +51,16 @@ __all__ = ["RunResult", "train", "train_worker"]
 # A cluster takes a minute to miss a node and several to start another one: a run of hours had better wait for that.
 SHARD_DEADLINE_S = 600.0
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a training run left behind. generation: of the memory, embedded by the trained model.
 
-    report: the page that shows the run; None if it could not be written, which leaves the run as good as it is.
+    seconds: of the whole call; training_s: those among them that the report calls training, spent in steps and
+    refreshes. report: the page that shows the run; None if it could not be written, which leaves the run as good as it
+    is, and training_s unknown.
     """
 
     run_dir: Path
@@ -63,6 +69,8 @@ class RunResult:
     generation: int
     resumed_from: int
     seconds: float
+    training_s: float | None
+    asked: Asked
     report: Path | None
 
 
@@ -91,14 +99,18 @@ def train(config: RunConfig, *, resume: bool = False, progress: Progress = silen
             from trainer.workers import run_workers  # torch.distributed loads only where it is used
 
             result = run_workers(config, found)
+        resumed_from = found.step if found else 0
+        report = _report(run_dir)
         return RunResult(
             run_dir=run_dir,
             steps=result["steps"],
             loss=result["loss"],
             generation=result["generation"],
-            resumed_from=found.step if found else 0,
+            resumed_from=resumed_from,
             seconds=time.monotonic() - started_s,
-            report=_report(run_dir),
+            training_s=read_run(run_dir).seconds_since(resumed_from) if report else None,
+            asked=Asked.load(Storage(config.run_dir)),
+            report=report,
         )
 
 
@@ -106,7 +118,7 @@ def _report(run_dir: Path) -> Path | None:
     try:
         return write_report(run_dir)
     except HmnError as error:
-        logging.getLogger(__name__).error("no report of the run: %s", error)
+        _log.error("no report of the run: %s", error)
         return None
 
 
@@ -208,6 +220,10 @@ def train_worker(
     watch = None
     if rank == 0:
         sample = Sample.draw(config.data.questions, questions, paths, config.seed, config.train.sample_questions)
+        asked = Asked.of(questions, paths, held_out=sample.held_out)
+        asked.save(run_storage)
+        if asked.missing and found is None:
+            _log.warning("%s; they are left out", asked.missing_words)
         fresh_at = found.serving_step if found and found.serving else first
         watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first, fresh_at=fresh_at)
     attention = KMipsAttention(config.train.k, config.train.candidates)

@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memory_store.errors import InputError
 from memory_store.memory import Memory
 from pipeline.features import QuestionFeatures, question_features
-from pipeline.sources.questions import read_questions
+from trainer.asked import held_out_questions
 from trainer.data import Batch, Paths, Questions
 from trainer.metrics import MetricsStream, gold_ranks
 from trainer.staleness import Staleness
@@ -43,12 +42,11 @@ class Sample:
         cls, source: str, train: Questions, paths: Paths, seed: int, questions: int = _SAMPLE_QUESTIONS
     ) -> "Sample":
         """Some of the questions whose facts the memory holds; the same for every run of a seed."""
-        valid = _held_out(source, train)
-        held_out = valid is not None and len(valid.held(paths)) > 0
-        chosen = valid.held(paths) if valid is not None and held_out else train.held(paths)
+        valid = held_out_questions(source, train, paths)
+        chosen = train.held(paths) if valid is None else valid
         order_Q = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
         sampled = chosen.take(np.sort(order_Q[:questions]))
-        return cls(sampled, paths.gold(sampled.key_Q), held_out=held_out)
+        return cls(sampled, paths.gold(sampled.key_Q), held_out=valid is not None)
 
 
 class Watch:
@@ -141,14 +139,6 @@ class Watch:
         with torch.no_grad():
             query_QD = encode(self._sample.features)
         return memory.search(query_QD.numpy(), self._k).fact_ids_BK
-
-
-def _held_out(source: str, train: Questions) -> Questions | None:
-    try:
-        table = read_questions(source, "valid")
-    except InputError:  # there is no such split
-        return None
-    return None if table.equals(train.table) else Questions.of(table)  # a single file is every split
 
 
 def _shares(prefix: str, rank_Q: NDArray[np.int64]) -> dict[str, float]:

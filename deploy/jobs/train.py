@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ def command(
     path = config_path or config_option
     if path is None or (config_path and config_option):
         raise click.UsageError("expected one configuration file, as CONFIG.toml or with --config")
+    logging.getLogger("trainer.loop").setLevel(logging.WARNING)  # also where those of libraries are not shown
     config = load_config(_shipped(path) or path, overrides_of(settings, url, run_dir))
     refuse_lost({"--run": config.run_dir, "--memory": config.memory.url})
     result = train(config, resume=resume, progress=console.progress)
@@ -83,12 +85,21 @@ def overrides_of(settings: tuple[str, ...], url: str | None = None, run_dir: str
 def show_run(console: Console, result: RunResult) -> None:
     """What a training run did, for a person."""
     again = f", going on from step {result.resumed_from:,}" if result.resumed_from else ""
+    training = "" if result.training_s is None else f", {duration(result.training_s)} of them in steps and refreshes"
     console.write(
-        f"Trained {result.steps:,} steps in {duration(result.seconds)}{again}; last loss {result.loss:.3f}. "
+        f"Trained {result.steps:,} steps in {duration(result.seconds)}{training}{again}; last loss {result.loss:.3f}. "
         f"The memory is embedded by this model as generation {result.generation}."
     )
     console.write(f"Report: {result.report}" if result.report else "No report: `hmn report` says why.")
-    console.write(f"Now: hmn evaluate {result.run_dir}")
+    if result.asked.missing:
+        console.write(f"{result.asked.missing_words}; they were left out.")
+    if result.asked.held_out:
+        console.write(f"Now: hmn evaluate {result.run_dir}")
+    else:
+        console.write(
+            "No questions about facts of the memory are held out of training as valid. To evaluate: "
+            f"hmn evaluate {result.run_dir} --questions FILE, with others; or --split train, with the same."
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,30 @@ def test_a_run_is_compared_with_another_one(world: Path, tmp_path: Path, capsys:
     assert [run["name"] for run in found["runs"]] == ["run", "other"]
     assert found["differences"]["train.epochs"] == [12, 1]
     assert "While training" in page.read_text()
+
+
+def test_a_run_without_held_out_questions_advises_no_evaluation_that_would_be_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_world(tmp_path)
+    with (folder / "questions_train.tsv").open("a") as more:
+        more.write("p99\tborn_in\tx\twhere was nobody born\n")
+    capsys.readouterr()
+    short = ["--set", f"data.questions={folder}/questions_train.tsv", "--set", "train.max_steps=2"]
+    assert run(hmn, ["train", str(folder / "run.toml"), *short]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^Trained 2 steps in \S+ s, \S+ s of them in steps and refreshes; last loss", shown)
+    left_out = "1 of 25 training questions asks for facts that the memory does not hold, for example 'where was nobody"
+    assert left_out in shown
+    assert "Now:" not in shown
+    evaluate = ["evaluate", f"{folder}/run"]
+    assert f"hmn evaluate {folder}/run --questions FILE" in shown
+    assert run(hmn, evaluate) == 1
+    assert "hmn evaluate RUN --questions FILE" in capsys.readouterr().err
+    assert run(hmn, [*evaluate, "--questions", f"{folder}/questions_valid.tsv"]) == 0
+    assert run(hmn, [*evaluate, "--split", "train"]) == 0
+    assert "train: generation 3, softmax" in (shown := capsys.readouterr().out)
+    assert "1 of 25 questions asks for facts that the memory does not hold, for example 'where was nobody" in shown
 
 
 def test_a_finished_run_is_not_trained_again_by_accident(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

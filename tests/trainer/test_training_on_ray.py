@@ -60,6 +60,7 @@ def test_two_workers_learn_together(run_config: MakeConfig) -> None:
     config = run_config(train={"workers": 2, "epochs": 6})
     result = train(config)
     assert result.steps == 6 * 15
+    assert (result.asked.questions, result.asked.missing, result.asked.held_out) == (493, 0, True)
     assert evaluate(config.run_dir).overall.path_accuracy >= 0.9
 
 
