@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from memory_store.errors import ConfigError, EmptyInput
+from memory_store.errors import EmptyInput
 from memory_store.memory import Memory
 from memory_store.notebook import html_table
 from memory_store.progress import Progress, silent
+from memory_store.requests import checked_k
 from memory_store.storage import Storage
 from memory_store.topk import NO_FACT
 from pipeline.sources.questions import read_questions
@@ -154,7 +155,7 @@ def evaluate(
     with open_run(run_dir) as run:
         questions = Questions.of(read_questions(run.config.data.questions, split))
         found = evaluate_questions(
-            run.memory, run.encoder, questions, split=split, k=k or run.config.train.k, progress=progress
+            run.memory, run.encoder, questions, split=split, k=run.config.train.k if k is None else k, progress=progress
         )
     content = json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n"
     Storage(str(run_dir)).write_atomic(f"evaluation-{split}.json", content.encode())
@@ -166,8 +167,7 @@ def evaluate_questions(
     memory: Memory, encoder: Encoder, questions: Questions, *, split: str, k: int, progress: Progress = silent
 ) -> Evaluation:
     """Evaluate an encoder over an open memory that it embedded."""
-    if k < 1:
-        raise ConfigError(f"expected k >= 1, found {k}")
+    k = checked_k(k)
     if not len(questions):
         raise EmptyInput(f"expected questions to evaluate on, found none in split {split!r}")
     paths = Paths.scan(Storage(memory.url), memory.manifest)
