@@ -45,7 +45,10 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status if isinstance(status, int) else DONE
         except (click.Abort, KeyboardInterrupt) as error:  # an Abort carries what it stands for
-            return TERMINATED if isinstance(error.__cause__ or error, _Terminated) else INTERRUPTED
+            console.close_bars()
+            terminated = isinstance(error.__cause__ or error, _Terminated)
+            print("ended by SIGTERM" if terminated else "interrupted", file=sys.stderr, flush=True)
+            return TERMINATED if terminated else INTERRUPTED
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             return error.exit_code

@@ -5,8 +5,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memory_store.memory import Memory, MemoryStats
+    from memory_store.memory import Memory
     from memory_store.opening import open_memory, stop_memory
+    from memory_store.stats import MemoryStats
     from memory_store.topk import TopK
     from memory_store.writer import MemoryWriter
 
@@ -19,7 +20,7 @@ __all__ = ["Memory", "MemoryStats", "MemoryWriter", "TopK", "open_memory", "stop
 
 _HOME = {
     "Memory": "memory_store.memory",
-    "MemoryStats": "memory_store.memory",
+    "MemoryStats": "memory_store.stats",
     "MemoryWriter": "memory_store.writer",
     "TopK": "memory_store.topk",
     "open_memory": "memory_store.opening",
@@ -32,3 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:  # what Tab completes: a name that is not loaded yet is none of the module's own
+    return sorted(__all__)

@@ -268,9 +268,10 @@ def _await_stamp(handle: RayShardHandle, config: ShardConfig, name: str | None, 
                 time.sleep(0.1)
                 continue
             what = "GPUs" if handle.gpus else "CPUs"
+            why = "" if failed.failure is Failure.TIMED_OUT else f": {failed}"
             raise ShardUnavailable(
-                f"shard {config.shard} of {config.num_shards} did not start within {START_DEADLINE_S:g} s: {failed}; "
-                f"check the cluster's free {what} with `ray status`, or ask for fewer shards"
+                f"shard {config.shard} of {config.num_shards} did not start within {START_DEADLINE_S:g} s{why}; the "
+                f"cluster has too few free {what} (see `ray status`: ask for fewer shards), or is too busy (try again)"
             ) from failed
     expected = {"code": code_version(), **asdict(config)}
     if found != expected:

@@ -5,7 +5,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -32,44 +31,22 @@ from memory_store.mips.registry import INDEXES
 from memory_store.notebook import html_pairs
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial
-from memory_store.recall import RecallReport, pooled
+from memory_store.recall import pooled
 from memory_store.reembed import Encode
 from memory_store.reindex import plan_reindex, run_reindex
 from memory_store.reindex_steps import MemoryReindex
-from memory_store.requests import checked_ids, checked_queries, parse_partial
-from memory_store.shard import ShardStats
+from memory_store.requests import checked_ids, checked_k, checked_queries, parse_partial
+from memory_store.stats import MemoryStats
 from memory_store.storage import Storage
 from memory_store.topk import TopK
 from memory_store.writes import Located, delete_facts, upsert_facts
 
 # B queries, D dimension, C fact ids asked for
 
-__all__ = ["LOAD_DEADLINE_S", "Memory", "MemoryStats"]
+__all__ = ["LOAD_DEADLINE_S", "Memory"]
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryStats:
-    """What `stats()` reports. recall: recall@K of the index against exact search; 1.0 for the exact index.
-
-    For an approximate index it comes from live searches that were repeated exactly, each shard's answers against the
-    exact answers of that shard; None before the first. recall_report: the same with its interval and the softmax mass
-    that was missed. created_at: when the generation was made. drift: how far its vectors are from what their encoder
-    makes of the facts now, as whoever trains it last noted; None where nobody has.
-    """
-
-    url: str
-    generation: int
-    dim: int
-    facts: int
-    encoder: str | None
-    recall: float | None
-    shards: tuple[ShardStats, ...]
-    recall_report: RecallReport | None = None
-    created_at: str = ""
-    drift: float | None = None
 
 
 class Memory:
@@ -174,9 +151,8 @@ class Memory:
         `coverage`.
         Raises DimensionMismatch, InvalidVectors, NoVectors, ConfigError (k < 1), ShardUnavailable.
         """
-        if k < 1:
-            raise ConfigError(f"expected k >= 1, found {k}")
-        return self._ask(lambda state: self._search(state, queries, k, partial, deadline_s))
+        wanted = checked_k(k)
+        return self._ask(lambda state: self._search(state, queries, wanted, partial, deadline_s))
 
     def _search(self, state: State, queries: ArrayLike, k: int, partial: str | None, deadline_s: float | None) -> TopK:
         engine, manifest, served = state

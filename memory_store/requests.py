@@ -8,7 +8,7 @@ from memory_store.policy import Partial
 
 # B queries, D dimension
 
-__all__ = ["checked_ids", "checked_queries", "parse_partial"]
+__all__ = ["checked_ids", "checked_k", "checked_queries", "parse_partial"]
 
 
 def parse_partial(value: str) -> Partial:
@@ -17,6 +17,15 @@ def parse_partial(value: str) -> Partial:
         return Partial(value)
     except ValueError:
         raise ConfigError(f"expected partial='refuse' or 'allow', found {value!r}") from None
+
+
+def checked_k(k: object) -> int:
+    """How many facts to find, a whole number of at least 1, or ConfigError."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise ConfigError(f"expected k as a whole number, found {k!r:.80}")
+    if k < 1:
+        raise ConfigError(f"expected k >= 1, found {k}")
+    return int(k)
 
 
 def checked_queries(queries: ArrayLike, dim: int) -> NDArray[np.float32]:

@@ -94,6 +94,12 @@ class MemoryWriter:
         """Rows appended so far."""
         return len(self._ids)
 
+    def __repr__(self) -> str:
+        return (
+            f"MemoryWriter({self._storage.shown!r}, dim={self._dim}, dtype={self._dtype!r}, rows={self.rows:,}, "
+            f"{'open' if self._open else 'closed'})"
+        )
+
     def __enter__(self) -> Self:
         if current_generation(self._storage) is not None:
             self.manifest = read_manifest(self._storage)

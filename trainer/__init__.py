@@ -44,3 +44,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:  # what Tab completes: a name that is not loaded yet is none of the module's own
+    return sorted(__all__)

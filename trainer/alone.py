@@ -28,7 +28,8 @@ def training_alone(run_dir: Path) -> Iterator[None]:
             lock.seek(0)
             raise ConfigError(
                 f"expected nobody else to train in {run_dir}, found {lock.read().strip() or 'another process'}; wait "
-                "for its end, or name another run_dir"
+                "for its end, end it (`kill` with its number) if the cluster that it trains with is gone, or name "
+                "another run_dir"
             ) from None
         except OSError:
             pass

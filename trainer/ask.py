@@ -1,6 +1,6 @@
 """Asking a trained run: text in, facts out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from memory_store.errors import ConfigError
 from memory_store.memory import Memory
 from memory_store.notebook import html_table
+from memory_store.requests import checked_k
 from memory_store.topk import TopK
 from trainer.encoders.base import Encoder
 from trainer.run import open_run
@@ -78,11 +79,16 @@ class Answerer:
         return self._run.memory
 
     def ask(self, text: str, k: int = 3) -> Answers:
-        """The k facts that answer the question best, best first. Raises ConfigError for an empty question."""
+        """The k facts that answer the question best, best first.
+
+        Raises ConfigError for an empty question, and for what is no text: `ask_many` takes several.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"expected one question as text, found {type(text).__name__}; ask_many takes several")
         return self.ask_many([text], k)[0]
 
     def ask_many(self, texts: Sequence[str], k: int = 3) -> list[Answers]:
-        """`ask` for several questions at once."""
+        """`ask` for several questions at once: one search, an Answers for each, in their order."""
         return answer_questions(self._run.memory, self._run.encoder, texts, k)
 
     def __repr__(self) -> str:
@@ -103,14 +109,18 @@ class Answerer:
 
 def answer_questions(memory: Memory, encoder: Encoder, texts: Sequence[str], k: int = 3) -> list[Answers]:
     """The k facts that an encoder reads for each question, best first."""
-    if k < 1:
-        raise ConfigError(f"expected k >= 1, found {k}")
+    k = checked_k(k)
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ConfigError(f"expected a list of questions, found {type(texts).__name__}; put it in a list")
+    texts = list(texts)
     for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"expected questions as texts, found {type(text).__name__} among them; leave it out")
         if not text.strip():
             raise ConfigError("expected a question, found an empty text")
     if not texts:
         return []
-    return read_facts(memory, memory.search(encoder.ask(list(texts)).numpy(), k))
+    return read_facts(memory, memory.search(encoder.ask(texts).numpy(), k))
 
 
 def read_facts(memory: Memory, found: TopK) -> list[Answers]:

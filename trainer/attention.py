@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from memory_store.errors import ConfigError
+from memory_store.errors import ConfigError, DimensionMismatch, InputError, InvalidVectors
 from memory_store.memory import Memory
+from memory_store.requests import checked_k, checked_queries
 from memory_store.topk import NO_FACT
 from trainer.extra import Drawn
 
@@ -53,9 +54,12 @@ class TensorFacts:
     """Facts that are the rows of a plain tensor [N, D]; the ids are row numbers, gradients reach the tensor."""
 
     def __init__(self, fact_ND: Tensor) -> None:
+        if fact_ND.ndim != 2:
+            raise InvalidVectors(f"expected facts of shape [N, D], found {list(fact_ND.shape)}; reshape them")
         self.fact_ND = fact_ND
 
     def search(self, query_BD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        query_BD = checked_queries(query_BD, self.fact_ND.shape[1])
         with torch.no_grad():
             score_BN = torch.from_numpy(query_BD).to(self.fact_ND) @ self.fact_ND.T
             # A stable sort breaks ties by the smaller id, as every search of the project does.
@@ -134,11 +138,9 @@ class KMipsAttention(nn.Module):
 
     def __init__(self, k: int = 10, candidates: CandidateRule = "union") -> None:
         super().__init__()
-        if k < 1:
-            raise ConfigError(f"expected k >= 1, found {k}")
         if candidates not in CANDIDATE_RULES:
             raise ConfigError(f"expected candidates among {', '.join(CANDIDATE_RULES)}, found {candidates!r}")
-        self.k = k
+        self.k = checked_k(k)
         self.candidates = candidates
 
     def extra_repr(self) -> str:
@@ -158,12 +160,16 @@ class KMipsAttention(nn.Module):
         query_BD: float32 with gradient. facts: a FactSource, an open memory (stored vectors, constant), or a tensor
         [N, D]. gold_BG: int64 ids of the facts that answer each question, padded with -1. retrieved_BK: the answer of
         a search already made for these questions; without it the facts are searched here. drawn: facts that every
-        question may read beside those.
+        question may read beside those. No questions read nothing: all of the Reading is empty.
+
+        Raises DimensionMismatch, InvalidVectors (queries that are no finite floats [B, D]), InputError for facts of
+        another kind, ConfigError for gold facts of another shape, and for a memory without facts.
         """
         source = _as_source(facts)
+        asked_BD = _checked_query(query_BD)
         gold_BG = _checked_gold(gold_BG, len(query_BD))
         if retrieved_BK is None and self.candidates != "full":
-            retrieved_BK = source.search(query_BD.detach().float().cpu().numpy(), self.k)
+            retrieved_BK = source.search(asked_BD, self.k)
         selection = self.select(source, gold_BG, retrieved_BK=retrieved_BK, drawn=drawn)
         return self.read(query_BD, source.encode(selection.fact_ids_C), selection)
 
@@ -198,7 +204,7 @@ class KMipsAttention(nn.Module):
                 allowed_BC = _members(own_BX, fact_ids_C)
                 if drawn is not None:
                     allowed_BC |= is_drawn_C
-        if len(fact_ids_C) == 0:
+        if len(fact_ids_C) == 0 and len(gold_BG):
             raise ConfigError("expected at least one fact to read, found an empty memory; ingest facts first")
         return Selection(
             fact_ids_C=fact_ids_C,
@@ -209,6 +215,10 @@ class KMipsAttention(nn.Module):
 
     def read(self, query_BD: Tensor, fact_CD: Tensor, selection: Selection) -> Reading:
         """The softmax over the selected facts, whose vectors are fact_CD; the second half of `forward`."""
+        if query_BD.shape[1] != fact_CD.shape[1]:
+            raise DimensionMismatch(
+                f"expected queries of dimension {fact_CD.shape[1]}, found {query_BD.shape[1]}; encode both to the same"
+            )
         logits_BC = query_BD @ fact_CD.T
         softmax_size_B = np.full(len(query_BD), len(fact_CD), dtype=np.int64)
         allowed_BC, gold_BC, log_chance_C = selection.allowed_BC, selection.gold_BC, selection.log_chance_C
@@ -241,19 +251,43 @@ def _as_source(facts: FactSource | Memory | Tensor) -> FactSource:
         return TensorFacts(facts)
     if isinstance(facts, Memory):
         return StoredFacts(facts)
+    if not all(callable(getattr(facts, name, None)) for name in ("search", "encode")):
+        raise InputError(
+            "expected facts as a torch tensor [N, D], an open memory or a FactSource, found "
+            f"{type(facts).__name__}; torch.as_tensor makes a tensor of an array"
+        )
     return facts
+
+
+def _checked_query(query_BD: Tensor) -> NDArray[np.float32]:
+    """The questions [B, D] as a search takes them, without gradient, or InvalidVectors."""
+    if not isinstance(query_BD, Tensor):
+        raise InvalidVectors(
+            f"expected queries as a torch tensor [B, D], found {type(query_BD).__name__}; torch.as_tensor makes one"
+        )
+    if query_BD.ndim != 2 or not query_BD.is_floating_point():
+        raise InvalidVectors(
+            f"expected queries as floats [B, D], found {query_BD.dtype} of shape {list(query_BD.shape)}; "
+            "one query q is q[None]"
+        )
+    return checked_queries(query_BD.detach().float().cpu().numpy(), query_BD.shape[1])
 
 
 def _checked_gold(gold_BG: NDArray[np.int64] | None, batch: int) -> NDArray[np.int64]:
     if gold_BG is None:
         return np.empty((batch, 0), dtype=np.int64)
-    if gold_BG.ndim != 2 or len(gold_BG) != batch:
-        raise ConfigError(f"expected gold facts of shape [{batch}, G], found {list(gold_BG.shape)}; pad with -1")
-    return gold_BG
+    given_BG = np.asarray(gold_BG)
+    if given_BG.ndim != 2 or len(given_BG) != batch:
+        raise ConfigError(f"expected gold facts of shape [{batch}, G], found {list(given_BG.shape)}; pad with -1")
+    if given_BG.size and given_BG.dtype.kind not in "iu":
+        raise ConfigError(f"expected gold facts as int64 ids, found {given_BG.dtype}; convert them")
+    return given_BG.astype(np.int64, copy=False)
 
 
 def _members(ids_BX: NDArray[np.int64], fact_ids_C: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of the sorted candidates each row names; ids that are no candidate (and -1) are passed over."""
+    if len(fact_ids_C) == 0:
+        return np.zeros((len(ids_BX), 0), dtype=np.bool_)
     place_BX = np.minimum(np.searchsorted(fact_ids_C, ids_BX), len(fact_ids_C) - 1)
     found_BX = fact_ids_C[place_BX] == ids_BX
     member_BC = np.zeros((len(ids_BX), len(fact_ids_C)), dtype=np.bool_)

@@ -29,7 +29,8 @@ class CheckpointInfo:
     """What a checkpoint says of itself. generation: of the memory at `memory`, embedded by this model.
 
     serving: the generation that the run searched at this step, where that is an older one, made by the model of
-    serving_step: a run that did not wait for its refresh is resumed with it. 0: none.
+    serving_step: a run that did not wait for its refresh is resumed with it. 0: none. started_in: the folder that the
+    relative paths of the run's settings count from.
     """
 
     format_version: int
@@ -45,6 +46,7 @@ class CheckpointInfo:
     encoder: str
     serving: int = 0
     serving_step: int = 0
+    started_in: str = ""
 
 
 def save_checkpoint(

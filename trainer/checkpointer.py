@@ -80,6 +80,7 @@ class Checkpointer:
             fingerprint=fingerprint,
             features=FEATURES_VERSION,
             encoder=self._config.model.encoder,
+            started_in=str(Path.cwd()),
         )
         for kind, named in (("", generation), ("-serving", serving)):
             if named:

@@ -16,6 +16,7 @@ from memory_store.errors import ConfigError, EmptyInput, InputError
 from memory_store.memory import Memory
 from memory_store.notebook import html_table
 from memory_store.progress import Progress, silent
+from memory_store.requests import checked_k
 from memory_store.storage import Storage, redact
 from memory_store.topk import NO_FACT
 from pipeline.sources.questions import read_questions
@@ -166,7 +167,12 @@ def evaluate(
         own = run.config.data.questions
         table = read_questions(own, split) if questions is None else _other_questions(questions, split, own)
         found = evaluate_questions(
-            run.memory, run.encoder, Questions.of(table), split=split, k=k or run.config.train.k, progress=progress
+            run.memory,
+            run.encoder,
+            Questions.of(table),
+            split=split,
+            k=run.config.train.k if k is None else k,
+            progress=progress,
         )
         if questions is not None:
             found = replace(found, source=redact(questions))
@@ -194,8 +200,7 @@ def evaluate_questions(
     memory: Memory, encoder: Encoder, questions: Questions, *, split: str, k: int, progress: Progress = silent
 ) -> Evaluation:
     """Evaluate an encoder over an open memory that it embedded."""
-    if k < 1:
-        raise ConfigError(f"expected k >= 1, found {k}")
+    k = checked_k(k)
     if not len(questions):
         raise EmptyInput(f"expected questions to evaluate on, found none in split {split!r}")
     paths = Paths.scan(Storage(memory.url), memory.manifest)

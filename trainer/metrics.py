@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MetricsStream", "gold_ranks", "last_loss", "of_mean", "read_metrics", "wilson"]
+__all__ = ["MetricsStream", "among", "gold_ranks", "last_loss", "of_mean", "read_metrics", "wilson"]
 
-# Q questions, K facts retrieved per question, G gold facts of a question (padded with -1)
+# Q questions, K facts retrieved per question, G gold facts of a question (padded with -1), X and Y ids in any order
 
 
 def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
@@ -32,10 +32,22 @@ def of_mean(values: NDArray[np.floating], z: float = 1.96) -> tuple[float, float
     return max(0.0, float(values.mean()) - half), min(1.0, float(values.mean()) + half)
 
 
+def among(ids_QX: NDArray[np.int64], others_QY: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the ids are in the same row of the others, bool [Q, X]; -1, which stands for no fact, never is.
+
+    Sorts, rather than holding every id against every other: that would be [Q, X, Y], and K may be as large as a memory.
+    """
+    joined_QZ = np.concatenate([ids_QX, others_QY], axis=1)
+    distinct, place_Z = np.unique(joined_QZ, return_inverse=True)
+    # A number that is another one in every row, so that one lookup serves all rows.
+    number_QZ = place_Z.reshape(joined_QZ.shape) + len(distinct) * np.arange(len(ids_QX))[:, None]
+    found_QX: NDArray[np.bool_] = np.isin(number_QZ[:, : ids_QX.shape[1]], number_QZ[:, ids_QX.shape[1] :])
+    return found_QX & (ids_QX >= 0)
+
+
 def gold_ranks(ids_QK: NDArray[np.int64], gold_QG: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rank, from 1, of the first gold fact among those retrieved; 0 where there is none. int64 [Q]."""
-    # [Q, K, 1] against [Q, 1, G]: which of the facts retrieved are gold
-    is_gold_QK = ((ids_QK[:, :, None] == gold_QG[:, None, :]) & (ids_QK[:, :, None] >= 0)).any(axis=2)
+    is_gold_QK = among(ids_QK, gold_QG)
     return np.where(is_gold_QK.any(axis=1), is_gold_QK.argmax(axis=1) + 1, 0)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memory_store.errors import ConfigError, VersionMismatch
@@ -17,7 +17,7 @@ from trainer.encoders.base import Encoder
 from trainer.encoders.registry import make_encoder
 from trainer.state import restore_encoder
 
-__all__ = ["OpenRun", "load_run", "open_run"]
+__all__ = ["OpenRun", "load_run", "memory_of", "open_run"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +50,8 @@ class OpenRun:
 def load_run(run_dir: str | Path) -> tuple[RunConfig, CheckpointInfo, Encoder]:
     """(settings, newest checkpoint, model in evaluation mode) of a run directory; the memory stays closed.
 
+    Of relative paths in the settings, the memory and the questions are found from any folder; see `memory_of`.
+
     Raises ConfigError for a directory without a checkpoint, CorruptFile, VersionMismatch for other features.
     """
     storage = Storage(str(run_dir))
@@ -64,7 +66,22 @@ def load_run(run_dir: str | Path) -> tuple[RunConfig, CheckpointInfo, Encoder]:
     config = load_config(Path(run_dir) / "config.toml")
     encoder = make_encoder(config.model, config.seed)
     restore_encoder(load_checkpoint(storage, checkpoint), encoder)
-    return config, checkpoint, encoder.eval()
+    data = replace(config.data, questions=_found(config.data.questions, checkpoint))
+    memory = replace(config.memory, url=_found(config.memory.url, checkpoint))
+    return replace(config, data=data, memory=memory), checkpoint, encoder.eval()
+
+
+def memory_of(checkpoint: CheckpointInfo) -> str:
+    """Where the memory of a run is: a relative path counts from here, or else from where the training was started."""
+    return _found(checkpoint.memory, checkpoint)
+
+
+def _found(path: str, checkpoint: CheckpointInfo) -> str:
+    """path: also a pattern, a URL or the name of something built in, which no folder holds."""
+    folder = checkpoint.started_in
+    if not folder or not path or Path(path).is_absolute() or any(Path().glob(path)):
+        return path
+    return str(Path(folder, path)) if any(Path(folder).glob(path)) else path
 
 
 @contextmanager
@@ -77,7 +94,7 @@ def open_run(
     by this model (VersionMismatch). backend: "local" or "ray" instead of what the run was trained with.
     """
     config, checkpoint, encoder = load_run(run_dir)
-    url = memory or checkpoint.memory
+    url = memory or memory_of(checkpoint)
     if generation is None and memory is None:
         generation = checkpoint.generation
     chosen = backend or config.memory.backend

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from memory_store.memory import Memory
 from memory_store.topk import NO_FACT, select
+from trainer.metrics import among
 from trainer.sources import EncodedFacts
 
 # Q questions, K facts per question, W facts retrieved for each, C for all, c of these in a sample, D dimension
@@ -83,6 +84,4 @@ def measure_staleness(
 
 def _shared(wanted_QK: NDArray[np.int64], found_QK: NDArray[np.int64]) -> float:
     """The share of the wanted facts that were found."""
-    # [Q, K, 1] against [Q, 1, K]
-    both_QK = ((wanted_QK[:, :, None] == found_QK[:, None, :]) & (wanted_QK[:, :, None] != NO_FACT)).any(axis=2)
-    return float(both_QK.sum() / max(1, (wanted_QK != NO_FACT).sum()))
+    return float(among(wanted_QK, found_QK).sum() / max(1, (wanted_QK != NO_FACT).sum()))

@@ -14,7 +14,7 @@ from memory_store.memory import Memory
 from pipeline.features import QuestionFeatures, question_features
 from trainer.asked import held_out_questions
 from trainer.data import Batch, Paths, Questions
-from trainer.metrics import MetricsStream, gold_ranks
+from trainer.metrics import MetricsStream, among, gold_ranks
 from trainer.staleness import Staleness
 from trainer.step import StepReport
 
@@ -127,8 +127,7 @@ class Watch:
         values |= _shares("", gold_ranks(fresh_QK, self._sample.gold_QG))
         if self._stale_QK is not None:
             values |= _shares("stale_", gold_ranks(self._stale_QK, self._sample.gold_QG))
-            # [Q, K, 1] against [Q, 1, K]
-            both_QK = ((fresh_QK[:, :, None] == self._stale_QK[:, None, :]) & (fresh_QK[:, :, None] >= 0)).any(axis=2)
+            both_QK = among(fresh_QK, self._stale_QK)
             values["overlap"] = float(both_QK.sum() / max(1, (fresh_QK >= 0).sum()))
         self._stream.write("refresh", step, values, {"refresh_s": refresh_s, "generation": memory.generation})
 

@@ -28,7 +28,7 @@ from trainer.attention import KMipsAttention
 from trainer.config import RunConfig
 from trainer.data import Paths, Questions, TrainingData
 from trainer.loop import train
-from trainer.metrics import gold_ranks, read_metrics
+from trainer.metrics import among, gold_ranks, read_metrics
 from trainer.process import prepare_process, step_workers
 from trainer.run import load_run
 from trainer.sources import EncodedFacts, ExtraFacts
@@ -152,8 +152,7 @@ def _tested(folder: Path, indexes: Sequence[str], source: Source) -> Line:
 
 def recall_of(found_QK: NDArray[np.int64], exact_QK: NDArray[np.int64]) -> float:
     """The share of the exact K best facts that were found."""
-    both_QK = (found_QK[:, :, None] == exact_QK[:, None, :]) & (found_QK[:, :, None] >= 0)
-    return float(both_QK.any(axis=2).sum() / (exact_QK >= 0).sum())
+    return float(among(found_QK, exact_QK).sum() / (exact_QK >= 0).sum())
 
 
 def packed(right_Q: NDArray[np.bool_]) -> str:

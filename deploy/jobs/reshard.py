@@ -11,7 +11,7 @@ from deploy.entry import main
 from deploy.options import examples, json_option
 
 if TYPE_CHECKING:
-    from memory_store.memory import MemoryStats
+    from memory_store.stats import MemoryStats
 
 __all__ = ["command"]
 

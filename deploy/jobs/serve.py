@@ -93,7 +93,7 @@ def command(
     poll_s: float,
     token_for: str,
 ) -> None:
-    """Answer questions over HTTP until Ctrl-C: POST /v1/ask, POST /v1/search, GET /v1/memory, /metrics, /docs.
+    """Answer questions over HTTP until Ctrl-C: POST /v1/ask, POST /v1/search, GET /v1/memory, /metrics, and a page.
 
     Questions that come at the same time are answered by one search. Newer generations and models of RUN are rolled out
     without a pause. A token in the environment variable HMN_TOKEN allows what changes something.
@@ -132,7 +132,7 @@ def command(
     def started() -> None:
         console.result(
             {"url": address, "run": run_dir, "replicas": replicas},
-            lambda: console.write(f"Serving {run_dir} at {address} (try {address}/docs); Ctrl-C ends it."),
+            lambda: console.write(f"Serving {run_dir} at {address} (the page to try it, and the API); Ctrl-C ends it."),
         )
 
     console.say(f"Starting {replicas} replica{'s' if replicas > 1 else ''} ...")

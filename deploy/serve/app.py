@@ -3,11 +3,12 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from deploy.serve.engine import Engine
@@ -15,6 +16,8 @@ from deploy.serve.failures import STATUSES, Refused, of_status
 from deploy.serve.guard import OPEN, WRITES, Guard
 from deploy.serve.metrics import CONTENT_TYPE
 from deploy.serve.schema import (
+    FACT_ID,
+    NOT_BLANK,
     AskReply,
     DeleteRequest,
     ErrorReply,
@@ -38,6 +41,14 @@ from pipeline.stated import StatedFact
 __all__ = ["make_app"]
 
 LONGEST_MESSAGE_CHARS = 300
+PATTERNS = {
+    NOT_BLANK: "expected a text, found nothing but blanks",
+    FACT_ID: "expected a fact id, a string of up to 19 digits, found something else",
+}
+# The page brings all that it needs, and talks to nobody but the service.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+)
 
 
 def make_app(engine: Engine, settings: ServeSettings) -> FastAPI:
@@ -60,6 +71,7 @@ def make_app(engine: Engine, settings: ServeSettings) -> FastAPI:
     _add_reading(app, service)
     _add_writing(app, service)
     _add_upkeep(app, service)
+    _add_page(app)
     _add_failures(app)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     app.add_middleware(
@@ -159,11 +171,13 @@ def _add_upkeep(app: FastAPI, service: Service) -> None:
         return RefreshReply(moved=rollout.move.value, generation=service.engine.status().generation)
 
     @app.get("/healthz", response_model=HealthReply, tags=["upkeep"])
+    @app.head("/healthz", include_in_schema=False)  # some load balancers ask so
     async def healthz() -> HealthReply:
         """Whether the process lives."""
         return HealthReply(status="ok")
 
     @app.get("/readyz", response_model=HealthReply, responses=_errors(503), tags=["upkeep"])
+    @app.head("/readyz", include_in_schema=False)
     async def readyz() -> HealthReply:
         """Whether questions are answered: the model is loaded, and every shard answered when last asked."""
         if not service.engine.status().ready:
@@ -174,6 +188,14 @@ def _add_upkeep(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(service.metrics_text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    page = (files("deploy") / "serve" / "page.html").read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def ask_page() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": PAGE_POLICY})
 
 
 def _add_failures(app: FastAPI) -> None:
@@ -195,14 +217,19 @@ def _refuse(request: Request, refused: Refused) -> Response:
 
 def _in_words(errors: Any) -> str:
     """What is wrong with a body, first things first; repeats no value that was sent, and no more of a key than fits."""
-    first = max(errors, key=lambda error: len(error["loc"]))  # of the ways to read a union, the one that got furthest
+    # of the ways to read a union, the one that got furthest: what has the wrong type was meant in another way
+    first = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
     if first["type"] == "json_invalid":
         return "expected a body of JSON, found something else"
     # the names that pydantic gives to the branches of a union ("list[constrained-str]", "UpsertRequest") are not places
     # in the body
-    place = ".".join(str(part) for part in first["loc"][1:] if re.fullmatch(r"[a-z0-9_]+", str(part))) or "body"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    text = f"{place[:60]}: {first['msg']}{more}"
+    place = ".".join(str(part) for part in first["loc"][1:] if re.fullmatch(r"[a-z0-9_]+", str(part)))
+    if not place and first["type"].endswith("_type"):
+        return "expected a JSON object, sent with the header Content-Type: application/json, found something else"
+    problem = PATTERNS.get(first.get("ctx", {}).get("pattern"), first["msg"])
+    if first["type"] == "extra_forbidden" and re.fullmatch(r"\w{1,60}", str(first["loc"][-1])):
+        problem = f"{first['loc'][-1]!r} is no key of it"
+    text = f"{place[:60] or 'body'}: {problem}"
     # what was sent may hold half of a surrogate pair, which no answer can carry
     return redact(text.encode("ascii", "backslashreplace").decode())[:LONGEST_MESSAGE_CHARS]
 

@@ -26,7 +26,7 @@ from memory_store.topk import NO_FACT, TopK
 from trainer.ask import Answers, read_facts
 from trainer.checkpoint import CheckpointInfo
 from trainer.encoders.base import Encoder
-from trainer.run import load_run
+from trainer.run import load_run, memory_of
 
 # B questions or vectors in a batch, K facts of the one that wants most, D dimension
 
@@ -143,7 +143,7 @@ class RunEngine:
         """Load the model and open its memory. Raises what `load_run` and `open_memory` raise."""
         self._source = source
         self._config, checkpoint, encoder = load_run(source.run_dir)
-        self._storage = Storage(source.memory or checkpoint.memory)
+        self._storage = Storage(source.memory or memory_of(checkpoint))
         self._run_storage = Storage(source.run_dir)
         generation = first_generation(self._storage, checkpoint, source)
         self._opened = self._open(encoder, checkpoint, generation)

@@ -22,7 +22,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Observe = Callable[[str, str, int, float], None]  # route, method, status, seconds
 
-OPEN = frozenset({"/healthz", "/readyz"})  # whoever runs the service asks these without a token
+OPEN = frozenset(
+    {"/", "/healthz", "/readyz"}
+)  # the page, which asks for a token, and what whoever runs the service asks
 WRITES = frozenset({"/v1/facts", "/v1/refresh"})
 MARK = (b"x-content-type-options", b"nosniff")  # a header of every answer of ours
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

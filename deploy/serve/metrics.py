@@ -1,11 +1,14 @@
 """What /metrics answers: latencies per stage, batches, the generation and its age, shard restarts, coverage."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from uuid import uuid4
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from deploy.serve.engine import Status
 
@@ -17,10 +20,15 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class ServiceMetrics:
-    """The numbers of one replica, in a registry of its own."""
+    """The numbers of one replica, in a registry of its own.
 
-    def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
+    among_others: other replicas answer at the same address. Each series then says whose it is: without that, Prometheus
+    would take the numbers of one for those of another that has started anew.
+    """
+
+    def __init__(self, *, among_others: bool = False) -> None:
+        registry = CollectorRegistry()
+        self._shown = _OfReplica(registry, uuid4().hex[:8]) if among_others else registry
         self._requests = Counter(
             "hmn_http_requests",
             "Requests by route, method and status.",
@@ -93,7 +101,20 @@ class ServiceMetrics:
         self._rollouts.labels("generation").set(status.generations_rolled_out)
         self._rollouts.labels("model").set(status.models_rolled_out)
         self._rollout_failures.set(status.failed_rollouts)
-        return generate_latest(self._registry)
+        return generate_latest(self._shown)
+
+
+@dataclass(frozen=True)
+class _OfReplica(Collector):
+    """Everything of a registry, with one label more."""
+
+    registry: CollectorRegistry
+    replica: str
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self.registry.collect():
+            metric.samples = [one._replace(labels={**one.labels, "replica": self.replica}) for one in metric.samples]
+            yield metric
 
 
 def generation_age_s(created_at: str, now_s: float) -> float:

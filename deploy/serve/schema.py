@@ -24,7 +24,10 @@ __all__ = [
 ]
 
 # Ids are strings: fact ids have 63 bits, and JavaScript's numbers hold 53.
-FactId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$", examples=["4410325187321945"])]
+NOT_BLANK = r"\S"  # patterns, for which the application has words
+FACT_ID = r"^[0-9]{1,19}$"
+
+FactId = Annotated[str, Field(pattern=FACT_ID, examples=["4410325187321945"])]
 
 
 class _Strict(BaseModel):
@@ -72,7 +75,7 @@ class DeleteRequest(_Strict):
 
 def bodies(limits: Limits) -> tuple[type[AskRequest], type[SearchRequest]]:
     """AskRequest and SearchRequest with the limits of this service in them, so that OpenAPI says them too."""
-    text = Annotated[str, StringConstraints(min_length=1, max_length=limits.text_chars, pattern=r"\S")]
+    text = Annotated[str, StringConstraints(min_length=1, max_length=limits.text_chars, pattern=NOT_BLANK)]
     k = Annotated[int, Field(ge=1, le=limits.k, description="Facts per question or vector.")]
     ask = create_model(
         "AskRequest",
@@ -100,7 +103,7 @@ def bodies(limits: Limits) -> tuple[type[AskRequest], type[SearchRequest]]:
 
 def write_bodies(limits: Limits) -> tuple[type[UpsertRequest], type[DeleteRequest]]:
     """UpsertRequest and DeleteRequest with the limits of this service in them."""
-    text = Annotated[str, StringConstraints(min_length=1, max_length=limits.text_chars, pattern=r"\S")]
+    text = Annotated[str, StringConstraints(min_length=1, max_length=limits.text_chars, pattern=NOT_BLANK)]
     several = Field(max_length=limits.objects)
     fact = create_model(
         "FactStated",

@@ -45,7 +45,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServeSettings) -> None:
         self.engine = engine
         self.settings = settings
-        self.metrics = ServiceMetrics()
+        self.metrics = ServiceMetrics(among_others=settings.source.name is not None)
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="hmn-batch")
         self._keeping = ThreadPoolExecutor(1, thread_name_prefix="hmn-upkeep")
         limits = settings.limits

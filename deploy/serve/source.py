@@ -8,6 +8,7 @@ from memory_store.errors import ConfigError, VersionMismatch
 from memory_store.manifest import read_manifest
 from memory_store.storage import Storage
 from trainer.checkpoint import CheckpointInfo, newest_checkpoint
+from trainer.run import memory_of
 
 __all__ = ["checkpoint_of", "first_generation", "located"]
 
@@ -19,7 +20,7 @@ def located(source: Source) -> Source:
     """
     run_dir = str(Path(source.run_dir).absolute())
     checkpoint = checkpoint_of(Storage(run_dir))
-    storage = Storage(source.memory or checkpoint.memory)
+    storage = Storage(source.memory or memory_of(checkpoint))
     found = replace(
         source, run_dir=run_dir, memory=storage.url, follows_checkpoint=source.follows_checkpoint and not source.memory
     )

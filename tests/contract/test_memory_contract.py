@@ -156,6 +156,7 @@ def test_unknown_ids_and_columns_are_refused_by_name(served: Memory, stored) -> 
         (np.full((1, DIM), 1e300), 1, InvalidVectors, "query 0"),
         (np.array([["x"] * DIM]), 1, InvalidVectors, "floats"),
         (np.zeros((1, DIM)), 0, ConfigError, "k >= 1, found 0"),
+        (np.zeros((1, DIM)), 2.5, ConfigError, "k as a whole number, found 2.5"),
     ],
 )
 def test_bad_queries_are_refused(served: Memory, queries, k, error, says) -> None:

@@ -92,9 +92,9 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         run(raising(ValueError("a bug")), [])
 
 
-def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_takes_one_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(KeyboardInterrupt()), []) == 130
-    assert capsys.readouterr().err.strip() == ""
+    assert capsys.readouterr().err.strip() == "interrupted"
 
 
 def test_sigterm_ends_a_command_as_an_interrupt_does(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_sigterm_ends_a_command_as_an_interrupt_does(capsys: pytest.CaptureFixtu
 
     assert run(command_that(work), []) == 143
     assert cleaned_up == [True]
-    assert capsys.readouterr().err.strip() == ""
+    assert capsys.readouterr().err.strip() == "ended by SIGTERM"
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -1,6 +1,7 @@
 """The rules of the house that no linter knows, run by machine."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -75,6 +76,13 @@ def test_a_package_and_the_command_line_load_without_their_heavy_libraries(packa
     program = f"import {package}, sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("package", ["memory_store", "trainer"])
+def test_tab_completion_shows_what_a_package_offers_and_no_more(package: str) -> None:
+    module = importlib.import_module(package)
+    assert dir(module) == sorted(module.__all__)
+    assert all(getattr(module, name) is not None for name in dir(module))
 
 
 def locked_versions() -> dict[str, str]:

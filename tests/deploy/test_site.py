@@ -13,6 +13,7 @@ from deploy.entry import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
+PYTHON = (REPOSITORY / "docs" / "python.md").read_text()
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
@@ -58,3 +59,15 @@ def test_every_block_of_the_tutorial_runs(
                 else:
                     subprocess.run(line, shell=True, check=True, timeout=60)
     assert "Mudville" in capsys.readouterr().out, "what was upserted is answered"
+
+
+def test_every_block_of_the_python_guide_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ray_cluster: None
+) -> None:
+    """One after the other in one module, as in a notebook."""
+    monkeypatch.chdir(tmp_path)
+    module: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", PYTHON, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "python.md", "exec"), module)
+    assert "Lima" in capsys.readouterr().out
+    assert PYTHON.count("```") == 2 * PYTHON.count("```python"), "no block is left out"

@@ -153,6 +153,23 @@ def test_a_run_without_held_out_questions_advises_no_evaluation_that_would_be_re
     assert "1 of 25 questions asks for facts that the memory does not hold, for example 'where was nobody" in shown
 
 
+def test_a_run_of_relative_paths_is_used_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_world(tmp_path)
+    (folder / "run.toml").write_text(CONFIG.replace("{folder}/", "").replace("epochs = 12", "epochs = 1"))
+    monkeypatch.chdir(folder)
+    assert run(hmn, ["train", "run.toml"]) == 0
+    here = [asked(["evaluate", "run"], capsys), asked(["ask", "who", "--run", "run"], capsys)]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    there = [asked(["evaluate", "../run"], capsys), asked(["ask", "who", "--run", "../run"], capsys)]
+    assert there[0]["overall"] == here[0]["overall"]
+    assert there[1]["answers"][0]["facts"] == here[1]["answers"][0]["facts"]
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_finished_run_is_not_trained_again_by_accident(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(hmn, ["train", str(world / "run.toml")]) == 2

@@ -1,11 +1,15 @@
 """K-MIPS attention: with K >= N it is the full softmax, gradients included; selection carries none."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
-from memory_store.errors import ConfigError
+from memory_store import MemoryWriter, open_memory
+from memory_store.errors import ConfigError, DimensionMismatch, HmnError, InputError, InvalidVectors
 from trainer.attention import KMipsAttention, TensorFacts, pad_ids
 from trainer.loss import reading_loss
 
@@ -126,3 +130,78 @@ def test_bad_settings_are_refused() -> None:
         KMipsAttention(3)(torch.ones(2, 3), torch.ones(4, 3), np.zeros((1, 1), np.int64))
     with pytest.raises(ConfigError, match="empty memory"):
         KMipsAttention(3)(torch.ones(2, 3), torch.ones(0, 3))
+    for k in (3.5, True, "3"):
+        with pytest.raises(ConfigError, match="k as a whole number"):
+            KMipsAttention(k)  # type: ignore[arg-type]
+    assert KMipsAttention(np.int64(3)).k == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("candidates", ["union", "per_question", "full"])
+@pytest.mark.parametrize(
+    ("query_BD", "error", "says"),
+    [
+        (torch.ones(2, 5), DimensionMismatch, "queries of dimension 3, found 5"),
+        (torch.ones(3), InvalidVectors, r"floats \[B, D\], found torch.float32 of shape \[3\]; one query q is"),
+        (torch.ones(2, 3, dtype=torch.int64), InvalidVectors, "floats"),
+        (torch.tensor([[0.0] * 3, [float("nan")] * 3]), InvalidVectors, "query 1"),
+        (np.ones((2, 3), np.float32), InvalidVectors, "torch tensor .* found ndarray"),
+    ],
+)
+def test_bad_queries_are_refused_over_a_tensor_as_over_a_memory(
+    candidates: str, query_BD: Tensor, error: type[HmnError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        KMipsAttention(2, candidates)(query_BD, torch.ones(4, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("facts", [np.ones((4, 3), np.float32), None, [[1.0, 2.0, 3.0]]])
+def test_facts_of_another_kind_are_refused_with_what_to_pass(facts: object) -> None:
+    with pytest.raises(InputError, match=r"a torch tensor .* an open memory or a FactSource, found"):
+        KMipsAttention(2)(torch.ones(2, 3), facts)  # type: ignore[arg-type]
+    with pytest.raises(InvalidVectors, match=r"facts of shape \[N, D\], found \[3\]"):
+        KMipsAttention(2)(torch.ones(2, 3), torch.ones(3))
+
+
+def test_a_source_of_ones_own_with_other_vectors_is_refused() -> None:
+    class Wide(TensorFacts):
+        def encode(self, fact_ids_C: np.ndarray) -> Tensor:
+            return torch.ones(len(fact_ids_C), 7)
+
+    with pytest.raises(DimensionMismatch, match="queries of dimension 7, found 3"):
+        KMipsAttention(2)(torch.ones(2, 3), Wide(torch.ones(4, 3)))
+
+
+@pytest.mark.parametrize("candidates", ["union", "per_question", "full"])
+@pytest.mark.parametrize("gold", [None, np.empty((0, 2), np.int64)])
+def test_no_questions_read_nothing(candidates: str, gold: np.ndarray | None) -> None:
+    query_BD = torch.ones(0, 3, requires_grad=True)
+    reading = KMipsAttention(2, candidates)(query_BD, torch.ones(500, 3), gold)  # type: ignore[arg-type]
+    assert reading.read_BD.shape == (0, 3)
+    assert len(reading.softmax_size_B) == 0
+    reading.read_BD.sum().backward()
+    with pytest.raises(ConfigError, match="empty memory"):
+        KMipsAttention(2, candidates)(torch.ones(2, 3), torch.ones(0, 3))  # type: ignore[arg-type]
+
+
+def test_a_memory_refuses_and_reads_as_a_tensor_does(tmp_path: Path) -> None:
+    fact_ND = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
+    with MemoryWriter(tmp_path, dim=3) as writer:
+        writer.append(pa.table({"fact_id": np.arange(9)}), fact_ND.numpy())
+    attention = KMipsAttention(2)
+    with open_memory(str(tmp_path)) as memory:
+        query_BD = torch.ones(2, 3, requires_grad=True)
+        stored, plain = attention(query_BD, memory), attention(query_BD, fact_ND)
+        torch.testing.assert_close(stored.read_BD, plain.read_BD)
+        assert not stored.fact_CD.requires_grad, "stored vectors are constants"
+        assert attention(torch.ones(0, 3), memory).read_BD.shape == (0, 3)
+        with pytest.raises(DimensionMismatch, match="dimension 3, found 5"):
+            attention(torch.ones(2, 5), memory)
+
+
+def test_gold_facts_may_be_a_list_or_a_tensor_of_ids() -> None:
+    query_BD, fact_ND, gold = _problem()
+    expected = KMipsAttention(1)(query_BD, fact_ND, gold).fact_ids_C
+    for given in (gold.tolist(), torch.from_numpy(gold)):
+        np.testing.assert_array_equal(KMipsAttention(1)(query_BD, fact_ND, given).fact_ids_C, expected)
+    with pytest.raises(ConfigError, match="int64 ids, found float64"):
+        KMipsAttention(1)(query_BD, fact_ND, gold.astype(np.float64))

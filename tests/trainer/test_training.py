@@ -80,6 +80,14 @@ def test_answers_name_the_fact_that_was_read(run_config: MakeConfig) -> None:
         assert all(best.score >= other.score for other in others)
         with pytest.raises(ConfigError, match="empty text"):
             answerer.ask("  ")
+        for several in (["who", "where"], None, 5):
+            with pytest.raises(ConfigError, match=r"one question as text, found .*; ask_many takes several"):
+                answerer.ask(several)  # type: ignore[arg-type]
+        for wrong in ("who", 5, ["who", None]):
+            with pytest.raises(ConfigError, match=r"expected (a list of questions|questions as texts), found"):
+                answerer.ask_many(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="k as a whole number"):
+            answerer.ask("who", k=2.5)  # type: ignore[arg-type]
         assert len(answerer.ask_many(["who is ann smith married to", "hello"], k=2)) == 2
 
 

@@ -10,7 +10,7 @@ from trainer.config import RunConfig
 from trainer.data import Paths, Questions
 from trainer.environment import ENVIRONMENT
 from trainer.loop import train
-from trainer.metrics import gold_ranks, read_metrics
+from trainer.metrics import among, gold_ranks, read_metrics
 from trainer.watch import Sample
 
 MakeConfig = Callable[..., RunConfig]
@@ -20,6 +20,26 @@ def test_gold_ranks_count_from_one_and_are_zero_where_no_gold_fact_was_retrieved
     ids_QK = np.array([[5, 7, 9], [5, 7, -1], [1, 2, 3]])
     gold_QG = np.array([[9, 7], [8, -1], [1, -1]])
     assert gold_ranks(ids_QK, gold_QG).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2), (3, 2, 0), (1, 1, 1), (40, 9, 13)])
+def test_among_says_what_holding_every_id_against_every_other_says(
+    shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
+    rows, width, others = shape
+    ids_QX, others_QY = rng.integers(-1, 15, (rows, width)), rng.integers(-1, 15, (rows, others))
+    ids_QX[ids_QX == 14], others_QY[others_QY == 14] = 2**62, 2**62
+    # [Q, X, 1] against [Q, 1, Y]
+    expected_QX = ((ids_QX[:, :, None] == others_QY[:, None, :]) & (ids_QX[:, :, None] >= 0)).any(axis=2)
+    np.testing.assert_array_equal(among(ids_QX, others_QY), expected_QX)
+
+
+def test_a_k_beyond_all_facts_is_recorded_without_every_pair_of_what_was_found(run_config: MakeConfig) -> None:
+    """All pairs would be 84 questions times 40,000 times 40,000: more than any machine has."""
+    config = run_config(train={"max_steps": 2, "k": 40_000, "refresh_recall": 0.01, "refresh_wait": "always"})
+    train(config)
+    lines = [line for line in read_metrics(Path(config.run_dir)) if line["kind"] == "refresh"]
+    assert [line["overlap"] for line in lines[1:]] == [1.0], "all facts are found, by whatever vectors"
 
 
 def test_a_run_records_every_stage_of_its_steps_and_what_the_stale_memory_still_found(run_config: MakeConfig) -> None:
