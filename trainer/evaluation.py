@@ -78,6 +78,11 @@ class WrongAnswer:
     read_objects: tuple[str, ...]
     gold_rank: int | None  # from 1; None: not among the K retrieved
 
+    @property
+    def read_a_namesake(self) -> bool:
+        """Whether another subject of the very name that was meant was read: the question tells them not apart."""
+        return self.read_subject == self.gold_subject is not None and self.read_subject_id != self.gold_subject_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class RightAnswer:

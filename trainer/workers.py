@@ -1,5 +1,6 @@
 """[ray] Several training processes: each takes a share of every batch, and gradients are averaged."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def run_workers(config: RunConfig, found: CheckpointInfo | None) -> dict[str, An
     ensure_ray()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "found": found},
+        train_loop_config={"config": config, "found": found, "folder": str(Path.cwd())},
         scaling_config=ScalingConfig(num_workers=config.train.workers),
     )
     try:
@@ -81,6 +82,8 @@ def _worker(payload: dict[str, Any]) -> None:
     from memory_store.progress import silent
     from trainer.loop import train_worker
 
+    if Path(payload["folder"]).is_dir():
+        os.chdir(payload["folder"])  # relative paths count from where the command was started; Ray has gone elsewhere
     rank = ray.train.get_context().get_world_rank()
     train_worker(payload["config"], payload["found"], silent, rank=rank, average=average_gradients, agree=_from_rank_0)
 

@@ -68,11 +68,18 @@ def show_evaluation(console: Console, run_dir: str, found: Evaluation, relations
     for one in found.wrong[:wrong]:
         rank = f"rank {one.gold_rank}" if one.gold_rank else f"not among {found.k}"
         console.write(f"  {one.question}")
-        console.write(f"      read {one.read_subject or one.read_subject_id}: {one.read_relation}")
-        console.write(f"      meant {one.gold_subject_id}: {one.gold_relation} ({rank})")
+        console.write(f"      read {_called(one.read_subject, one.read_subject_id)}: {one.read_relation}")
+        console.write(f"      meant {_called(one.gold_subject, one.gold_subject_id)}: {one.gold_relation} ({rank})")
+    if namesakes := sum(one.read_a_namesake for one in found.wrong):
+        console.write(f"{namesakes:,} of all {len(found.wrong):,} read a namesake of the subject that was meant.")
     console.write()
     console.write(f"All of it: {run_dir.rstrip('/')}/evaluation-{found.split}.json and report.html")
 
 
 if __name__ == "__main__":
     main(command)
+
+
+def _called(name: str | None, entity_id: str | None) -> str:
+    """Name and id: several things may have one name."""
+    return f"{name} ({entity_id})" if name and name != entity_id else str(entity_id)

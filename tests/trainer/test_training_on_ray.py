@@ -56,8 +56,11 @@ def test_training_ends_with_the_same_metrics_when_shards_are_killed_on_the_way(r
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_learn_together(run_config: MakeConfig) -> None:
-    config = run_config(train={"workers": 2, "epochs": 6})
+def test_two_workers_learn_together_also_where_paths_are_relative(
+    run_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(run_config(memory={"url": "memory"}, train={"workers": 2, "epochs": 6}), run_dir="run")
     result = train(config)
     assert result.steps == 6 * 15
     assert (result.asked.questions, result.asked.missing, result.asked.held_out) == (493, 0, True)

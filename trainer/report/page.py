@@ -194,8 +194,8 @@ def _examples(found: Mapping[str, Any]) -> str:
         rows = [
             (
                 one["question"],
-                _fact(one.get("read_subject") or one["read_subject_id"], one["read_relation"], one.get("read_objects")),
-                _fact(one.get("gold_subject") or one["gold_subject_id"], one["gold_relation"], ()),
+                _fact(_told_apart(one, "read"), one["read_relation"], one.get("read_objects")),
+                _fact(_told_apart(one, "gold"), one["gold_relation"], ()),
                 str(one["gold_rank"] or f"beyond {found['k']}"),
             )
             for one in found["wrong"]
@@ -212,6 +212,13 @@ def _examples(found: Mapping[str, Any]) -> str:
         ]
         parts.append("<h3>Read the right fact: some of them</h3>" + table(("question", "read"), rows_right))
     return f'<div class="examples">{"".join(parts)}</div>' if parts else ""
+
+
+def _told_apart(wrong: Mapping[str, Any], which: str) -> object:
+    """The name of the subject read or meant; with its id where both have the same."""
+    name, entity_id = wrong.get(f"{which}_subject"), wrong[f"{which}_subject_id"]
+    is_shared = wrong.get("read_subject") == wrong.get("gold_subject")
+    return f"{name} ({entity_id})" if name and is_shared else name or entity_id
 
 
 def _fact(subject: object, relation: object, objects: Sequence[str] | None) -> str:
