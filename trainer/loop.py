@@ -127,10 +127,10 @@ def _claim(run_dir: Path, config: RunConfig, resume: bool) -> CheckpointInfo | N
     storage = Storage(str(run_dir))
     found = newest_checkpoint(storage)
     if found is not None and not resume:
-        raise ConfigError(
-            f"{run_dir} holds a run already (step {found.step} of {found.total_steps}); go on with --resume, or name "
-            "another run_dir"
-        )
+        is_done = found.step == found.total_steps
+        done = "a finished run" if is_done else f"a run already (step {found.step} of {found.total_steps})"
+        advice = "name another run_dir" if is_done else "go on with --resume, or name another run_dir"
+        raise ConfigError(f"{run_dir} holds {done}; {advice}")
     saved = run_dir / "config.toml"
     if found is not None and load_config(saved) != config:
         raise ConfigError(f"{run_dir} holds a run with other settings; resume it with {saved}, or name another run_dir")

@@ -84,12 +84,15 @@ def overrides_of(settings: tuple[str, ...], url: str | None = None, run_dir: str
 
 def show_run(console: Console, result: RunResult) -> None:
     """What a training run did, for a person."""
-    again = f", going on from step {result.resumed_from:,}" if result.resumed_from else ""
-    training = "" if result.training_s is None else f", {duration(result.training_s)} of them in steps and refreshes"
-    console.write(
-        f"Trained {result.steps:,} steps in {duration(result.seconds)}{training}{again}; last loss {result.loss:.3f}. "
-        f"The memory is embedded by this model as generation {result.generation}."
-    )
+    if result.resumed_from == result.steps:
+        did = f"The run was finished at step {result.steps:,} already; last loss {result.loss:.3f}."
+    else:
+        again = f", going on from step {result.resumed_from:,}" if result.resumed_from else ""
+        steps = "" if result.training_s is None else f", {duration(result.training_s)} of them in steps and refreshes"
+        did = (
+            f"Trained {result.steps:,} steps in {duration(result.seconds)}{steps}{again}; last loss {result.loss:.3f}."
+        )
+    console.write(f"{did} The memory is embedded by this model as generation {result.generation}.")
     console.write(f"Report: {result.report}" if result.report else "No report: `hmn report` says why.")
     if result.asked.missing:
         console.write(f"{result.asked.missing_words}; they were left out.")
