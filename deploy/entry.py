@@ -56,7 +56,9 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
             hint = (
                 f" Try '{error.ctx.command_path} --help'." if isinstance(error, click.UsageError) and error.ctx else ""
             )
-            print(f"error: {redact(error.format_message())}{hint}", file=sys.stderr)
+            message = " ".join(redact(error.format_message()).split())
+            stop = "." if hint and not message.endswith((".", "?", "!")) else ""
+            print(f"error: {message}{stop}{hint}", file=sys.stderr)
             return error.exit_code
         except BrokenPipeError:
             _forget_stdout()

@@ -1,5 +1,6 @@
 """`hmn bench`: every published figure comes from one of these commands."""
 
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -37,6 +38,14 @@ class _Benches(click.Group):
             return None
         found: click.Command = import_module(f"deploy.bench.{cmd_name}").command
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in BENCHES and not args[0].startswith("-"):
+            close = get_close_matches(args[0], BENCHES, n=1)
+            ctx.fail(f"No such benchmark {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Benchmarks"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import click
 import pytest
 
+from deploy.cli import hmn
 from deploy.entry import run
 from deploy.options import json_option
 from memory_store.errors import ConfigError, CorruptFile, StorageFailed
@@ -90,6 +91,23 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMN_DEBUG", "1")
     with pytest.raises(ValueError, match="a bug"):
         run(raising(ValueError("a bug")), [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["completion"], "Choose from: bash, zsh, fish. Try '"),
+        (["train", "--run", "x"], "or with --config. Try '"),
+        (["bench", "serch"], "No such benchmark 'serch'. Did you mean 'search'? Try '"),
+    ],
+)
+def test_wrong_usage_takes_one_line_of_whole_sentences(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(hmn, arguments) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
 
 
 def test_an_interrupt_takes_one_word(capsys: pytest.CaptureFixture[str]) -> None:
