@@ -76,10 +76,10 @@ def show_evaluation(console: Console, run_dir: str, found: Evaluation, relations
     console.write(f"All of it: {run_dir.rstrip('/')}/evaluation-{found.split}.json and report.html")
 
 
-if __name__ == "__main__":
-    main(command)
-
-
 def _called(name: str | None, entity_id: str | None) -> str:
     """Name and id: several things may have one name."""
     return f"{name} ({entity_id})" if name and name != entity_id else str(entity_id)
+
+
+if __name__ == "__main__":
+    main(command)
