@@ -41,6 +41,8 @@ def broken_rules(path: Path, text: str) -> list[str]:
         broken.append("imports ray without saying [ray] in its docstring")
     if path.name == "__init__.py" and (heavy := sorted(roots & HEAVY)):
         broken.append(f"a package must load quickly, but its __init__.py imports {', '.join(heavy)}")
+    if 'if __name__ == "__main__":' in text and "__main__" not in ast.unparse(tree.body[-1]):
+        broken.append("goes on after its `if __name__`, so that as a module it runs without what comes then")
     if (lines := text.count("\n")) > LONGEST_FILE_LINES:
         broken.append(f"has {lines} lines, more than {LONGEST_FILE_LINES}")
     return broken
@@ -63,6 +65,7 @@ def test_no_test_file_is_too_long(path: Path) -> None:
         ("a.py", '"""Plain."""\ndef f():\n    from ray import train\n', "without saying"),
         ("a.py", "import os\n", "docstring"),
         ("__init__.py", '"""Package."""\nimport torch\n', "__init__.py imports torch"),
+        ("a.py", '"""Runs."""\nif __name__ == "__main__":\n    f()\ndef f():\n    pass\n', "goes on after"),
         ("a.py", '"""Long."""\n' + "\n" * 500, "lines"),
     ],
 )
