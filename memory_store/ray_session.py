@@ -67,10 +67,12 @@ def _sigterm_stays_ours() -> Iterator[None]:
     Where the program has not said what it does, Ray's way of ending with all its processes stays, without the trace.
     """
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():  # others may not say it, and Ray has not
-        kept = before if before not in (signal.SIG_DFL, None) else signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, kept)
+    try:
+        yield
+    finally:  # Ray takes it first of all, so also where it then cannot be joined
+        if threading.current_thread() is threading.main_thread():  # others may not say it, and Ray has not
+            kept = before if before not in (signal.SIG_DFL, None) else signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, kept)
 
 
 def _token_advice(environment: Mapping[str, str]) -> str:

@@ -128,9 +128,9 @@ def _claim(run_dir: Path, config: RunConfig, resume: bool) -> CheckpointInfo | N
     found = newest_checkpoint(storage)
     if found is not None and not resume:
         is_done = found.step == found.total_steps
-        done = "a finished run" if is_done else f"a run already (step {found.step} of {found.total_steps})"
-        advice = "name another run_dir" if is_done else "go on with --resume, or name another run_dir"
-        raise ConfigError(f"{run_dir} holds {done}; {advice}")
+        done = f"a run already (step {found.step} of {found.total_steps})"
+        advice = "it is finished, and leaves nothing to --resume:" if is_done else "go on with --resume, or"
+        raise ConfigError(f"{run_dir} holds {done}; {advice} name another run_dir")
     saved = run_dir / "config.toml"
     if found is not None and load_config(saved) != config:
         raise ConfigError(f"{run_dir} holds a run with other settings; resume it with {saved}, or name another run_dir")
