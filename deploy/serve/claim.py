@@ -4,12 +4,13 @@ import os
 import socket
 
 from deploy.serve.settings import SHARED_PREFIX
+from deploy.serve.source import belongs_to
 from memory_store.errors import HmnError
 from memory_store.marks import Mark, said_at
 from memory_store.opening import stop_memory
 from memory_store.shared import shared_names
 
-__all__ = ["Claim", "ServiceRunning", "end_left_over"]
+__all__ = ["Claim", "ServiceRunning", "end_left_over", "end_shared"]
 
 _NAME = "hmn-serves"
 ANSWER_S = 10.0  # in which the one that serves says what; who it is matters less than that it is there
@@ -40,5 +41,12 @@ class Claim:
 def end_left_over(mine: str | None) -> None:
     """End the shards of services that were killed; the caller holds the claim, and shares its own under `mine`."""
     for name in shared_names():
-        if name.startswith(SHARED_PREFIX) and name != mine:
+        if name.startswith(SHARED_PREFIX) and not belongs_to(name, mine):
+            stop_memory(name)
+
+
+def end_shared(mine: str | None) -> None:
+    """End the shards that the replicas of this service share, of every memory that was rolled out."""
+    for name in shared_names():
+        if belongs_to(name, mine):
             stop_memory(name)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deploy.serve.failures import Refused
 from deploy.serve.rollout import Move, Rollout, Seen, Serving, decide
 from deploy.serve.settings import Source
-from deploy.serve.source import checkpoint_of, first_generation
+from deploy.serve.source import checkpoint_of, first_generation, memory_storage, shared_name
 from deploy.serve.writing import Write, Written, write_facts
 from memory_store.errors import HmnError, UnknownFact
 from memory_store.manifest import read_manifest
@@ -25,8 +25,9 @@ from memory_store.storage import Storage, redact
 from memory_store.topk import NO_FACT, TopK
 from trainer.ask import Answers, read_facts
 from trainer.checkpoint import CheckpointInfo
+from trainer.config import MemoryConfig
 from trainer.encoders.base import Encoder
-from trainer.run import load_run, memory_of
+from trainer.run import load_run
 
 # B questions or vectors in a batch, K facts of the one that wants most, D dimension
 
@@ -100,10 +101,14 @@ class Engine(Protocol):
 class _Opened:
     """A model and the memory that it embedded. Closed when it is retired and the last batch that uses it has ended."""
 
-    def __init__(self, encoder: Encoder, checkpoint: CheckpointInfo, memory: Memory) -> None:
+    def __init__(
+        self, settings: MemoryConfig, encoder: Encoder, checkpoint: CheckpointInfo, storage: Storage, memory: Memory
+    ) -> None:
+        self.settings = settings
         self.encoder = encoder
         self.fingerprint = encoder.fingerprint()
         self.checkpoint = checkpoint
+        self.storage = storage
         self.memory = memory
         self._lock = threading.Lock()
         self._users = 0
@@ -142,11 +147,8 @@ class RunEngine:
     def __init__(self, source: Source) -> None:
         """Load the model and open its memory. Raises what `load_run` and `open_memory` raise."""
         self._source = source
-        self._config, checkpoint, encoder = load_run(source.run_dir)
-        self._storage = Storage(source.memory or memory_of(checkpoint))
         self._run_storage = Storage(source.run_dir)
-        generation = first_generation(self._storage, checkpoint, source)
-        self._opened = self._open(encoder, checkpoint, generation)
+        self._opened = self._open(None)
         self._rollout_lock = threading.Lock()
         self._unreleased = False
         self._writes_held = 0
@@ -242,7 +244,7 @@ class RunEngine:
             self._carry_out(self._decide())
             opened = self._opened
             before = opened.memory.generation
-            if read_manifest(self._storage).encoder != opened.fingerprint:
+            if read_manifest(opened.storage).encoder != opened.fingerprint:
                 raise Refused("conflict", "the memory is being embedded by another model; write when that answers")
             written = write_facts(opened.memory, opened.encoder, write)
             if opened.memory.manifest.encoder != opened.fingerprint:  # embedded anew between that look and this write
@@ -265,15 +267,16 @@ class RunEngine:
             return Rollout(Move.STAY)
         opened = self._opened
         checkpoint = checkpoint_of(self._run_storage)
-        newest = read_manifest(self._storage)
+        storage = memory_storage(checkpoint, self._source)
+        newest = read_manifest(storage)
         return decide(
             Serving(
-                checkpoint=opened.checkpoint.checksum,
+                checkpoint=_identity(opened.checkpoint, opened.storage),
                 fingerprint=opened.fingerprint,
                 generation=opened.memory.generation,
             ),
             Seen(
-                checkpoint=checkpoint.checksum,
+                checkpoint=_identity(checkpoint, storage),
                 fingerprint=checkpoint.fingerprint,
                 checkpoint_generation=checkpoint.generation if self._source.follows_checkpoint else None,
                 newest=newest.generation,
@@ -293,25 +296,27 @@ class RunEngine:
             self._unreleased = True
             counted = replace(self._status, generations_rolled_out=self._status.generations_rolled_out + 1)
         else:
-            _, checkpoint, encoder = load_run(self._source.run_dir)
-            opened = self._open(encoder, checkpoint, rollout.generation)
-            self._opened, before = opened, self._opened
+            self._opened, before = self._open(rollout.generation), self._opened
             before.retire()
             counted = replace(self._status, models_rolled_out=self._status.models_rolled_out + 1)
         self._status = counted
         log.info("rolled out: %s, generation %d", rollout.move.value, rollout.generation)
         self.check()
 
-    def _open(self, encoder: Encoder, checkpoint: CheckpointInfo, generation: int) -> _Opened:
-        settings, source = self._config.memory, self._source
+    def _open(self, generation: int | None) -> _Opened:
+        """The run's newest model, with this generation of the memory that it speaks of; None: the one to begin with."""
+        source = self._source
+        config, checkpoint, encoder = load_run(source.run_dir)
+        storage, settings = memory_storage(checkpoint, source), config.memory
+        generation = generation or first_generation(storage, checkpoint, source)
         backend = source.backend or settings.backend
         memory = open_memory(
-            self._storage.url,
+            storage.url,
             source.shards or settings.shards,
             settings.index,
             backend="ray" if backend == "ray" else "local",
             generation=generation,
-            name=source.name if backend == "ray" else None,
+            name=shared_name(storage, source) if backend == "ray" else None,
             partial="allow" if source.partial else "refuse",
             deadline_s=source.deadline_s,
             replicas=source.shard_replicas or settings.replicas,
@@ -323,7 +328,7 @@ class RunEngine:
         except HmnError:
             memory.close()
             raise
-        return _Opened(encoder, checkpoint, memory)
+        return _Opened(settings, encoder, checkpoint, storage, memory)
 
     @contextmanager
     def _use(self) -> Iterator[_Opened]:
@@ -364,9 +369,14 @@ class RunEngine:
             dim=manifest.dim,
             encoder=opened.fingerprint,
             checkpoint_step=opened.checkpoint.step,
-            index=self._config.memory.index,
-            backend=self._source.backend or self._config.memory.backend,
+            index=opened.settings.index,
+            backend=self._source.backend or opened.settings.backend,
         )
+
+
+def _identity(checkpoint: CheckpointInfo, storage: Storage) -> str:
+    """Two runs may end with the same weights over different memories."""
+    return f"{checkpoint.checksum} {storage.url}"
 
 
 def _cut(found: TopK, k_B: Sequence[int]) -> TopK:

@@ -14,11 +14,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from deploy.serve.app import make_app
-from deploy.serve.claim import Claim, ServiceRunning, end_left_over
+from deploy.serve.claim import Claim, ServiceRunning, end_left_over, end_shared
 from deploy.serve.engine import RunEngine
 from deploy.serve.settings import ServeSettings
 from memory_store.errors import RayUnavailable
-from memory_store.opening import stop_memory
 from memory_store.ray_session import ensure_ray
 
 __all__ = ["APP_NAME", "serve_run"]
@@ -90,8 +89,7 @@ def serve_run(
             ray.shutdown()
         else:
             serve.delete(COMMAND_APP_NAME)
-            if settings.source.name is not None:
-                stop_memory(settings.source.name)
+            end_shared(settings.source.name)
             claim.release()
 
 

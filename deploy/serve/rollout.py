@@ -24,7 +24,7 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What answers now. checkpoint: the checksum of its file; fingerprint: of its fact encoder."""
+    """What answers now. checkpoint: which one, of which memory; fingerprint: of its fact encoder."""
 
     checkpoint: str
     fingerprint: str
@@ -35,7 +35,8 @@ class Serving:
 class Seen:
     """What is there to serve. newest_encoder: the fingerprint that the newest generation names.
 
-    checkpoint_generation: None where the checkpoint speaks of another memory than the one that is served.
+    newest: of the memory that the checkpoint is served with. checkpoint_generation: None where the checkpoint speaks of
+    another memory than that.
     """
 
     checkpoint: str

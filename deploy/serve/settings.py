@@ -19,7 +19,8 @@ class Source:
     backend, shards, shard_replicas: instead of those the run was trained with. name: the shards are shared by all
     replicas under it. partial: answer without the rows of a shard that is away, and say so in `coverage`. deadline_s:
     how long a search may wait for a shard. follows_checkpoint: the memory is the one that the checkpoints of the run
-    speak of.
+    speak of, also where RUN comes to name another run with another memory. spoken_of: how the checkpoint that was there
+    at the start named `memory`, and from which folder.
     A generation that is named stays: nothing newer is rolled out.
     """
 
@@ -32,6 +33,7 @@ class Source:
     name: str | None = None
     partial: bool = False
     follows_checkpoint: bool = True
+    spoken_of: tuple[str, str] | None = field(default=None, repr=False)
     deadline_s: float = 10.0
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
-"""Which generation of which memory a run is served from."""
+"""Which generation of which memory a run is served from, and the name that its shards have."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from memory_store.storage import Storage
 from trainer.checkpoint import CheckpointInfo, newest_checkpoint
 from trainer.run import memory_of
 
-__all__ = ["checkpoint_of", "first_generation", "located"]
+__all__ = ["belongs_to", "checkpoint_of", "first_generation", "located", "memory_storage", "shared_name"]
 
 
 def located(source: Source) -> Source:
@@ -22,7 +23,11 @@ def located(source: Source) -> Source:
     checkpoint = checkpoint_of(Storage(run_dir))
     storage = Storage(source.memory or memory_of(checkpoint))
     found = replace(
-        source, run_dir=run_dir, memory=storage.url, follows_checkpoint=source.follows_checkpoint and not source.memory
+        source,
+        run_dir=run_dir,
+        memory=storage.url,
+        follows_checkpoint=source.follows_checkpoint and not source.memory,
+        spoken_of=_spoken_of(checkpoint),
     )
     first_generation(storage, checkpoint, found)
     return found
@@ -34,6 +39,32 @@ def checkpoint_of(run: Storage) -> CheckpointInfo:
     if checkpoint is None:
         raise ConfigError(f"expected a run with a checkpoint in {run.shown}, found none; train it with `hmn train`")
     return checkpoint
+
+
+def memory_storage(checkpoint: CheckpointInfo, source: Source) -> Storage:
+    """The memory that a checkpoint is served with: the one found at the start, unless it speaks of another."""
+    if source.memory and (not source.follows_checkpoint or source.spoken_of in (None, _spoken_of(checkpoint))):
+        return Storage(source.memory)
+    return Storage(memory_of(checkpoint))
+
+
+def shared_name(storage: Storage, source: Source) -> str | None:
+    """The name under which the replicas share the shards of a memory; None where each has its own.
+
+    One that is rolled out in the place of the first has a name of its own beside it: all replicas derive the same.
+    """
+    if source.name is None or source.memory in (None, storage.url):
+        return source.name
+    return f"{source.name}-{hashlib.sha256(storage.url.encode()).hexdigest()[:12]}"
+
+
+def belongs_to(name: str, service: str | None) -> bool:
+    """Whether shards of this name are those of a service, of its first memory or of one rolled out since."""
+    return service is not None and (name == service or name.startswith(f"{service}-"))
+
+
+def _spoken_of(checkpoint: CheckpointInfo) -> tuple[str, str]:
+    return checkpoint.memory, checkpoint.started_in
 
 
 def first_generation(storage: Storage, checkpoint: CheckpointInfo, source: Source) -> int:
