@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from memory_store.requests import checked_k
 from memory_store.storage import Storage, redact
 from memory_store.topk import NO_FACT
 from pipeline.sources.questions import read_questions
+from trainer.asked import Rejected, questions_of
 from trainer.data import Paths, Questions
 from trainer.encoders.base import Encoder
 from trainer.metrics import gold_ranks, of_mean, wilson
@@ -115,6 +116,7 @@ class Evaluation:
     questions_by_rank: tuple[int, ...]
     wrong: tuple[WrongAnswer, ...]
     right: tuple[RightAnswer, ...]
+    rejected: Rejected = field(default_factory=Rejected)  # rows of the split that cannot be asked, and are not counted
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -169,8 +171,10 @@ def evaluate(
     questions.
     """
     with open_run(run_dir) as run:
-        own = run.config.data.questions
-        table = read_questions(own, split) if questions is None else _other_questions(questions, split, own)
+        own, storage = run.config.data.questions, Storage(str(run_dir))
+        table, rejected = (
+            questions_of(own, split, storage) if questions is None else _other_questions(questions, split, own, storage)
+        )
         found = evaluate_questions(
             run.memory,
             run.encoder,
@@ -179,26 +183,25 @@ def evaluate(
             k=run.config.train.k if k is None else k,
             progress=progress,
         )
-        if questions is not None:
-            found = replace(found, source=redact(questions))
+        found = replace(found, source=None if questions is None else redact(questions), rejected=rejected)
     content = json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n"
-    Storage(str(run_dir)).write_atomic(f"evaluation-{split}.json", content.encode())
+    storage.write_atomic(f"evaluation-{split}.json", content.encode())
     write_report(run_dir)
     return found
 
 
-def _other_questions(source: str, split: str, own: str) -> pa.Table:
+def _other_questions(source: str, split: str, own: str, run: Storage) -> tuple[pa.Table, Rejected]:
     """Questions of this split that are not those which the run was trained on, unless that split is asked for."""
-    table = read_questions(source, split, alone_is=split)
+    table, rejected = questions_of(source, split, run, alone_is=split)
     if split != "train":
         with suppress(InputError):  # the run's own may be gone: then there is nothing to compare with
-            trained = read_questions(own, "train")
+            trained = read_questions(own, "train", rejected=[])
             if table.equals(trained):
                 raise ConfigError(
                     f"expected questions of split {split!r}, found those of training in {redact(source)}; name others, "
                     "or add --split train"
                 )
-    return table
+    return table, rejected
 
 
 def evaluate_questions(

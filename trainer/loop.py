@@ -22,9 +22,8 @@ from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
 from pipeline.features import question_features
 from pipeline.ingest import ingest
-from pipeline.sources.questions import read_questions
 from trainer.alone import training_alone
-from trainer.asked import Asked
+from trainer.asked import Asked, questions_of
 from trainer.attention import KMipsAttention
 from trainer.checkpoint import CheckpointInfo, load_checkpoint, newest_checkpoint
 from trainer.checkpointer import Checkpointer, pin_name
@@ -192,7 +191,9 @@ def train_worker(
     prepare_process(config.train.threads)
     storage = Storage(config.memory.url)
     manifest = read_manifest(storage)
-    questions = Questions.of(read_questions(config.data.questions, "train"))
+    run_storage = Storage(config.run_dir)
+    table, rejected = questions_of(config.data.questions, "train", run_storage, write=rank == 0)
+    questions = Questions.of(table)
     paths = Paths.scan(storage, manifest)
     data = TrainingData(
         questions,
@@ -205,7 +206,6 @@ def train_worker(
     )
     encoder = make_encoder(config.model, config.seed)
     optimizers = Optimizers(encoder, config.train)
-    run_storage = Storage(config.run_dir)
     if found is None:
         tables = scan_facts(storage, manifest, columns=list(FEATURE_COLUMNS))
         encoder.fit(FactFeatures.from_table(table) for table in tables)
@@ -220,10 +220,12 @@ def train_worker(
     watch = None
     if rank == 0:
         sample = Sample.draw(config.data.questions, questions, paths, config.seed, config.train.sample_questions)
-        asked = Asked.of(questions, paths, held_out=sample.held_out)
+        asked = Asked.of(questions, paths, held_out=sample.held_out, rejected=rejected)
         asked.save(run_storage)
-        if asked.missing and found is None:
-            _log.warning("%s; they are left out", asked.missing_words)
+        left_out = f"{asked.missing_words}; they are left out" if asked.missing else ""
+        for words in (rejected.words, left_out):
+            if words and found is None:
+                _log.warning("%s", words)
         fresh_at = found.serving_step if found and found.serving else first
         watch = Watch(Path(config.run_dir), sample, k=config.train.k, resume_step=first, fresh_at=fresh_at)
     attention = KMipsAttention(config.train.k, config.train.candidates)

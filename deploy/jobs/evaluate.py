@@ -62,6 +62,8 @@ def show_evaluation(console: Console, run_dir: str, found: Evaluation, relations
         f"{split}: generation {found.generation}, softmax over {found.softmax_size:.1f} facts per question"
         + (f"; {missing}" if missing else "")
     )
+    if found.rejected.rows:
+        console.write(f"{found.rejected.words}.")
     if found.wrong[:wrong]:
         console.write()
         console.write(f"Wrong answers, {min(wrong, len(found.wrong)):,} of {len(found.wrong):,}:")

@@ -94,6 +94,8 @@ def show_run(console: Console, result: RunResult) -> None:
         )
     console.write(f"{did} The memory is embedded by this model as generation {result.generation}.")
     console.write(f"Report: {result.report}" if result.report else "No report: `hmn report` says why.")
+    if result.asked.rejected.rows:
+        console.write(f"{result.asked.rejected.words}.")
     if result.asked.missing:
         console.write(f"{result.asked.missing_words}; they were left out.")
     if result.asked.held_out:

@@ -3,10 +3,12 @@
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from pipeline.sources.builtin import is_builtin, read_builtin_questions
 from pipeline.sources.files import SourceFile, find_files, open_stream
 from pipeline.sources.jsonlines import json_text
 
-__all__ = ["QUESTIONS_SCHEMA", "SPLITS", "read_questions"]
+__all__ = ["QUESTIONS_SCHEMA", "SPLITS", "RejectedQuestion", "read_questions"]
 
 QUESTIONS_SCHEMA = pa.schema(
     [
@@ -32,6 +34,7 @@ QUESTIONS_SCHEMA = pa.schema(
 SPLITS = ("train", "valid", "test")
 
 _SIMPLE_QUESTIONS = ("subject_id", "relation", "object_id", "question")
+_NEEDED = ("question", "subject_id", "relation")
 _COLUMNS = {
     "question": ("question", "text"),
     "subject_id": ("subject_id", "subject", "head", "entity_id"),
@@ -41,14 +44,28 @@ _COLUMNS = {
 _QUESTION_FILE = re.compile(r"annotated_fb_data_(?P<simple>\w+?)\.|questions?[_-](?P<other>\w+?)\.", re.IGNORECASE)
 
 
-def read_questions(source: str, split: str | None = None, *, alone_is: str = "train") -> pa.Table:
+@dataclass(frozen=True, kw_only=True)
+class RejectedQuestion:
+    """A row that cannot be asked. line: from 1; in a Parquet file, the row. raw: as it is there."""
+
+    file: str
+    line: int
+    reason: str
+    raw: str
+
+
+def read_questions(
+    source: str, split: str | None = None, *, alone_is: str = "train", rejected: list[RejectedQuestion] | None = None
+) -> pa.Table:
     """A table of QUESTIONS_SCHEMA, in the order of the files.
 
     source: builtin:geonames, a file, a glob or a directory of annotated_fb_data_<split>.txt or questions_<split>.tsv
     files, plain or compressed: 4 columns (subject, relation, object, question), or a header with the names of
     QUESTIONS_SCHEMA in any order; .csv, .jsonl and .parquet as well. split: "train", "valid" or "test"; None reads all
-    of them. alone_is: the split that a single file is, whatever its name; it has no questions of the others. Raises
-    InputError with file and line, EmptyInput for a split without questions, ConfigError for an unknown split.
+    of them. alone_is: the split that a single file is, whatever its name; it has no questions of the others.
+    rejected: takes the rows that cannot be asked, which are left out; without it the first one raises InputError with
+    file and line. So does a file that cannot be read; EmptyInput for a split without questions, ConfigError for an
+    unknown split.
     """
     if split is not None and split not in SPLITS:
         raise ConfigError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
@@ -63,8 +80,15 @@ def read_questions(source: str, split: str | None = None, *, alone_is: str = "tr
             "of training; name others with `hmn evaluate RUN --questions FILE`, or train with a directory or a glob of "
             f"questions_train.tsv and questions_{split}.tsv as data.questions"
         )
-    tables = [_read(file) for file in files]
+    refused_before = len(rejected) if rejected is not None else 0
+    tables = [_read(file, rejected) for file in files]
     if not any(table.num_rows for table in tables):
+        if rejected is not None and len(rejected) > refused_before:
+            first = rejected[refused_before]
+            raise EmptyInput(
+                f"expected questions in {source}, found {len(rejected) - refused_before:,} rows that cannot be asked; "
+                f"the first is line {first.line} of {first.file}: {first.reason}: {first.raw:.200}"
+            )
         expected = f"annotated_fb_data_{split or '<split>'}.txt or questions_{split or '<split>'}.tsv"
         raise EmptyInput(f"there are no questions in {source}; expected a file such as {expected}")
     return pa.concat_tables(tables)
@@ -75,13 +99,15 @@ def _split_of(file: SourceFile) -> str | None:
     return (match["simple"] or match["other"]).lower() if match else None
 
 
-def _read(file: SourceFile) -> pa.Table:
+def _read(file: SourceFile, rejected: list[RejectedQuestion] | None) -> pa.Table:
+    rows = _Rows(file, rejected)
     if file.suffix in (".parquet", ".pq"):
         with open_stream(file) as stream:
             table = pq.read_table(stream)
         numbers = _positions(file, table.column_names)
         columns = {name: pc.fill_null(table.column(at).cast(pa.string()), "") for name, at in numbers.items()}
-        return _table(file, columns, list(range(1, table.num_rows + 1)))
+        at = range(1, table.num_rows + 1)
+        return rows.table(columns, at, lambda row: json.dumps(table.slice(row, 1).to_pylist()[0], default=str))
     with open_stream(file) as stream:
         try:
             text = stream.read().decode("utf-8-sig")
@@ -93,44 +119,55 @@ def _read(file: SourceFile) -> pa.Table:
     if not lines:
         return QUESTIONS_SCHEMA.empty_table()
     if file.suffix in (".jsonl", ".ndjson"):
-        return _read_objects(file, lines)
+        return _read_objects(rows, lines)
     is_csv = file.suffix == ".csv"
-    rows = [next(csv.reader([line])) if is_csv else line.split("\t") for _, line in lines]
-    if _known(rows[0]):
-        numbers, width = _positions(file, rows[0]), len(rows[0])
-        lines, rows = lines[1:], rows[1:]
+    cells = [next(csv.reader([line])) if is_csv else line.split("\t") for _, line in lines]
+    if _known(cells[0]):
+        numbers, width = _positions(file, cells[0]), len(cells[0])
+        lines, cells = lines[1:], cells[1:]
     else:
         numbers, width = {name: at for at, name in enumerate(_SIMPLE_QUESTIONS)}, len(_SIMPLE_QUESTIONS)
-        rows = [[*row[:3], " ".join(row[3:])] if len(row) > width else row for row in rows]  # a question may hold tabs
-    for (number, line), row in zip(lines, rows, strict=True):
-        if len(row) != width:
-            raise InputError(f"{file.shown}, line {number}: expected {width} columns, found {len(row)}: {line:.200}")
-    columns = {
-        name: pa.chunked_array([pa.array([row[at] for row in rows], pa.string())]) for name, at in numbers.items()
-    }
-    return _table(file, columns, [number for number, _ in lines])
+        cells = [[*row[:3], " ".join(row[3:])] if len(row) > width else row for row in cells]  # it may hold tabs
+    kept, kept_lines = [], []
+    for (number, line), row in zip(lines, cells, strict=True):
+        if len(row) == width:
+            kept.append(row)
+            kept_lines.append((number, line))
+        else:
+            rows.reject(number, f"expected {width} columns, found {len(row)}", line)
+    columns = {name: _strings([row[at] for row in kept]) for name, at in numbers.items()}
+    return rows.table(columns, [number for number, _ in kept_lines], lambda row: kept_lines[row][1])
 
 
-def _read_objects(file: SourceFile, lines: Sequence[tuple[int, str]]) -> pa.Table:
+def _strings(values: Sequence[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, pa.string())])
+
+
+def _read_objects(rows: "_Rows", lines: Sequence[tuple[int, str]]) -> pa.Table:
     """lines: (number, one JSON object)."""
-    objects = [_object(file, number, line) for number, line in lines]
+    kept, objects = [], []
+    for number, line in lines:
+        try:
+            objects.append(_object(line))
+            kept.append((number, line))
+        except (ValueError, RecursionError) as error:
+            reason = f"malformed JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+            rows.reject(number, reason, line)
+    if not kept:
+        return QUESTIONS_SCHEMA.empty_table()
     header = list(dict.fromkeys(key for one in objects for key in one))
-    columns = {name: [one.get(header[at], "") for one in objects] for name, at in _positions(file, header).items()}
-    arrays = {name: pa.chunked_array([pa.array(values, pa.string())]) for name, values in columns.items()}
-    return _table(file, arrays, [number for number, _ in lines])
+    positions = _positions(rows.file, header)
+    columns = {name: _strings([one.get(header[at], "") for one in objects]) for name, at in positions.items()}
+    return rows.table(columns, [number for number, _ in kept], lambda row: kept[row][1])
 
 
-def _object(file: SourceFile, number: int, line: str) -> dict[str, str]:
+def _object(line: str) -> dict[str, str]:
     """The values that are read of it, as text."""
-    try:
-        content: Any = json.loads(line)
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-        known = {name for names in _COLUMNS.values() for name in names}
-        return {key: json_text(value) for key, value in content.items() if key.strip().lower() in known}
-    except (ValueError, RecursionError) as error:
-        reason = f"malformed JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InputError(f"{file.shown}, line {number}: {reason}: {line:.200}") from None
+    content: Any = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+    known = {name for names in _COLUMNS.values() for name in names}
+    return {key: json_text(value) for key, value in content.items() if key.strip().lower() in known}
 
 
 def _known(header: Sequence[str]) -> bool:
@@ -150,14 +187,31 @@ def _positions(file: SourceFile, header: Sequence[str]) -> dict[str, int]:
     return positions
 
 
-def _table(file: SourceFile, columns: dict[str, pa.ChunkedArray], lines: Sequence[int]) -> pa.Table:
-    cleaned = {name: clean(column.combine_chunks()) for name, column in columns.items()}
-    cleaned["subject_id"] = entity_ids(cleaned["subject_id"])
-    cleaned["relation"] = relation_ids(cleaned["relation"])
-    object_id = cleaned.get("object_id", pa.nulls(len(lines), pa.string()))
-    cleaned["object_id"] = entity_ids(pc.if_else(pc.equal(object_id, ""), pa.scalar(None, pa.string()), object_id))
-    for name in ("question", "subject_id", "relation"):
-        row = pc.index(cleaned[name], "").as_py()
-        if row >= 0:
-            raise InputError(f"{file.shown}, line {lines[row]}: empty {name}; correct or remove the line")
-    return pa.table([cleaned[name] for name in QUESTIONS_SCHEMA.names], schema=QUESTIONS_SCHEMA)
+class _Rows:
+    """The rows of a file: those that can be asked become a table, the others are rejected, or the first one raises."""
+
+    def __init__(self, file: SourceFile, rejected: list[RejectedQuestion] | None) -> None:
+        self.file = file
+        self._rejected = rejected
+
+    def reject(self, line: int, reason: str, raw: str) -> None:
+        if self._rejected is None:
+            raise InputError(f"{self.file.shown}, line {line}: {reason}: {raw:.200}")
+        self._rejected.append(RejectedQuestion(file=self.file.shown, line=line, reason=reason, raw=raw))
+
+    def table(
+        self, columns: Mapping[str, pa.ChunkedArray], lines: Sequence[int], raw: Callable[[int], str]
+    ) -> pa.Table:
+        """Of QUESTIONS_SCHEMA. lines: of the rows. raw: of the row at a position."""
+        cleaned = {name: clean(column.combine_chunks()) for name, column in columns.items()}
+        cleaned["subject_id"] = entity_ids(cleaned["subject_id"])
+        cleaned["relation"] = relation_ids(cleaned["relation"])
+        object_id = cleaned.get("object_id", pa.nulls(len(lines), pa.string()))
+        cleaned["object_id"] = entity_ids(pc.if_else(pc.equal(object_id, ""), pa.scalar(None, pa.string()), object_id))
+        empty = {name: pc.equal(cleaned[name], "").to_numpy(zero_copy_only=False) for name in _NEEDED}
+        lacking = np.logical_or.reduce(list(empty.values()))
+        for row in np.flatnonzero(lacking).tolist():
+            name = next(name for name in _NEEDED if empty[name][row])
+            self.reject(lines[row], f"empty {name}; correct or remove the line", raw(row))
+        table = pa.table([cleaned[name] for name in QUESTIONS_SCHEMA.names], schema=QUESTIONS_SCHEMA)
+        return table.filter(pa.array(~lacking)) if lacking.any() else table

@@ -1,5 +1,6 @@
 """Question files of every layout give the same table, in the ids that facts have."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memory_store.errors import ConfigError, EmptyInput, InputError
-from pipeline.sources.questions import QUESTIONS_SCHEMA, read_questions
+from pipeline.sources.questions import QUESTIONS_SCHEMA, RejectedQuestion, read_questions
 
 Write = Callable[[str, str | bytes], str]
 
@@ -116,3 +117,41 @@ def test_no_questions_is_empty_input(write: Write, tmp_path: Path) -> None:
 def test_an_unknown_split_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="split 'dev' is unknown"):
         read_questions("anywhere", "dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "raw"),
+    [
+        ("q.tsv", "s\tr\to\tq\ns\tr\no\t\to\tq\n", ["s\tr", "o\t\to\tq"]),
+        ("q.csv", "question,subject,relation\nq,s,r\nq,s\n,s,r\n", ["q,s", ",s,r"]),
+        (
+            "q.jsonl",
+            '{"question": "q", "subject": "s", "relation": "r"}\n{\n{"question": "q", "subject": "s"}\n',
+            ["{", '{"question": "q", "subject": "s"}'],
+        ),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_handed_over_and_the_others_are_read(
+    write: Write, name: str, content: str, raw: list[str]
+) -> None:
+    source, rejected = write(name, content), list[RejectedQuestion]()
+    assert read_questions(source, rejected=rejected)["question"].to_pylist() == ["q"]
+    last = len(content.splitlines())
+    assert [(one.file, one.line, one.raw) for one in rejected] == [
+        (source, last - 1, raw[0]),
+        (source, last, raw[1]),
+    ]
+
+
+def test_a_parquet_row_without_a_subject_is_rejected_by_its_number(tmp_path: Path) -> None:
+    table = pa.table({"question": ["q", "q"], "subject": ["s", None], "relation": ["r", "r"]})
+    pq.write_table(table, tmp_path / "q.parquet")
+    rejected: list[RejectedQuestion] = []
+    assert read_questions(str(tmp_path / "q.parquet"), rejected=rejected).num_rows == 1
+    assert [(one.line, one.reason) for one in rejected] == [(2, "empty subject_id; correct or remove the line")]
+    assert json.loads(rejected[0].raw) == {"question": "q", "subject": None, "relation": "r"}
+
+
+def test_questions_that_are_all_rejected_are_an_error_that_names_the_first(write: Write) -> None:
+    with pytest.raises(EmptyInput, match=r"found 2 rows that cannot be asked; the first is line 1 of .*: expected 4"):
+        read_questions(write("q.tsv", "s\tr\ns\n"), rejected=[])

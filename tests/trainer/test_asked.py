@@ -10,6 +10,7 @@ import pytest
 
 from deploy.console import to_json
 from memory_store.errors import ConfigError, EmptyInput, InputError
+from trainer.asked import Rejected
 from trainer.config import RunConfig
 from trainer.evaluation import evaluate
 from trainer.loop import train
@@ -43,7 +44,8 @@ def test_a_run_over_one_file_says_what_it_left_out_and_is_evaluated_as_valid_on_
     assert logged.startswith(said)
     assert result.asked.missing_words.startswith(said)
     assert "(subject 'nobody', relation 'people" in result.asked.missing_words
-    assert to_json(result)["asked"] == {**vars(result.asked), "questions": questions, "missing": 10, "held_out": False}
+    counted = {"questions": questions, "missing": 10, "held_out": False, "rejected": vars(Rejected())}
+    assert to_json(result)["asked"] == {**vars(result.asked), **counted}
     assert all(not line["held_out"] for line in read_metrics(Path(config.run_dir)) if line["kind"] == "refresh")
     assert train(config, resume=True).asked == result.asked
 
@@ -82,7 +84,7 @@ def test_a_valid_file_that_cannot_be_read_is_refused_before_the_training(
     folder = tmp_path / "questions"
     shutil.copytree(world, folder)
     (folder / "questions_valid.tsv").write_text("p1\tonly two\n")
-    with pytest.raises(InputError, match=r"questions_valid.tsv, line 1: expected 4 columns, found 2"):
+    with pytest.raises(InputError, match=r"line 1 of .*questions_valid.tsv: expected 4 columns, found 2"):
         train(run_config(data={**vars(run_config().data), "questions": str(folder)}))
 
 
@@ -92,3 +94,30 @@ def test_missing_questions_are_counted_in_words() -> None:
     assert missing_words(1234, 5000, kind="training", example="'q'") == (
         "1,234 of 5,000 training questions ask for facts that the memory does not hold, for example 'q'"
     )
+
+
+def test_rows_that_are_no_questions_are_kept_in_quarantine_and_the_others_are_asked(
+    run_config: MakeConfig, world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(world, tmp_path / "asked")
+    for split in ("train", "valid"):
+        with (folder / f"questions_{split}.tsv").open("a", encoding="utf-8") as file:
+            file.write("too few cells\n")
+    lines = len((folder / "questions_train.tsv").read_text(encoding="utf-8").splitlines())
+    config = run_config(data={**vars(run_config().data), "questions": str(folder)}, train={"max_steps": 3})
+    with caplog.at_level(logging.WARNING, "trainer.loop"):
+        result = train(config)
+    quarantine = Path(config.run_dir) / "quarantine"
+    said = f"1 row of questions was rejected (the first is {folder}/questions_train.tsv, line {lines}: expected "
+    assert result.asked.rejected.words.startswith(said)
+    assert [record.getMessage() for record in caplog.records if record.name == "trainer.loop"] == [
+        result.asked.rejected.words
+    ]
+    assert result.asked.questions == lines - 2  # without the header
+    assert result.asked.rejected.quarantine == str(quarantine / "questions-train.jsonl")
+    assert train(config, resume=True).asked == result.asked
+    assert evaluate(config.run_dir).rejected.rows == 1
+    for split in ("train", "valid"):
+        (row,) = [json.loads(line) for line in (quarantine / f"questions-{split}.jsonl").open(encoding="utf-8")]
+        assert row["file"] == f"{folder}/questions_{split}.tsv"
+        assert (row["raw"], row["reason"].split(",")[0]) == ("too few cells", "expected 4 columns")
