@@ -59,6 +59,8 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
             message = " ".join(redact(error.format_message()).split())
             stop = "." if hint and not message.endswith((".", "?", "!")) else ""
             print(f"error: {message}{stop}{hint}", file=sys.stderr)
+            console.json |= "--json" in (sys.argv[1:] if args is None else args)  # click may not have come that far
+            _say_failure(console, type(error).__name__, message)
             return error.exit_code
         except BrokenPipeError:
             _forget_stdout()
@@ -84,14 +86,18 @@ def _report(console: Console, error: Exception) -> int:
         message, status = f"unexpected {type(error).__name__}: {said[:300]}; {DEBUG_HINT}", FAILED
     message = redact(" ".join(message.split()))
     print(f"error: {message}", file=sys.stderr, flush=True)
+    _say_failure(console, type(ours or error).__name__, message)
+    return status
+
+
+def _say_failure(console: Console, kind: str, message: str) -> None:
+    """The one object that --json promises."""
     try:
         if console.json:
-            shown = ours or error
-            console.result(to_json({"error": {"type": type(shown).__name__, "message": message}}), lambda: None)
+            console.result(to_json({"error": {"type": kind, "message": message}}), lambda: None)
         sys.stdout.flush()
     except OSError:
         _forget_stdout()
-    return status
 
 
 def _first_of_ours(error: BaseException) -> HmnError | None:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from deploy.serve.docs_page import add_docs_page
 from deploy.serve.engine import Engine
 from deploy.serve.failures import STATUSES, Refused, of_status
 from deploy.serve.guard import OPEN, WRITES, Guard
@@ -66,12 +67,14 @@ def make_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         summary="Answers to questions from a memory of facts, by K-MIPS attention.",
         version="1",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     _add_reading(app, service)
     _add_writing(app, service)
     _add_upkeep(app, service)
     _add_page(app)
+    add_docs_page(app)
     _add_failures(app)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     app.add_middleware(

@@ -138,6 +138,17 @@ def test_a_status_that_a_command_returns_is_the_exit_status() -> None:
     assert run(command_that(lambda: click.get_current_context().exit(1)), []) == 1
 
 
+@pytest.mark.parametrize("wrong", [["--json", "--nonsense"], ["--nonsense", "--json"], ["--json", "superfluous"]])
+def test_json_is_one_object_where_the_command_was_not_understood_too(
+    capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert run(command_that(lambda: None), wrong) == 2
+    shown = capsys.readouterr()
+    error = json.loads(shown.out)["error"]
+    assert error["type"] in ("NoSuchOption", "UsageError")
+    assert shown.err.startswith(f"error: {error['message']}")
+
+
 def test_json_stays_one_object_when_libraries_print_and_when_the_work_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,24 @@ def test_the_page_asks_nobody_but_the_service(converse: Converse) -> None:
     assert "innerHTML" not in reply.text  # facts are text, whatever they hold
 
 
+def test_the_page_of_the_api_loads_only_what_the_service_itself_has(converse: Converse) -> None:
+    async def talk(client: httpx.AsyncClient) -> tuple[httpx.Response, list[httpx.Response]]:
+        page = await client.get("/docs")
+        loaded = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
+        return page, [await client.get(f"/{''.join(address)}") for address in loaded]
+
+    page, loaded = converse(talk)
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert re.findall(r"https?://|//[a-z]", page.text) == []
+    assert [reply.status_code for reply in loaded] == [200] * 4
+    assert {reply.url.path for reply in loaded} == {
+        "/openapi.json",
+        "/docs/swagger-ui.css",
+        "/docs/swagger-ui-bundle.js",
+        "/docs/favicon.png",
+    }
+
+
 @pytest.mark.parametrize("address", ["/healthz", "/readyz"])
 def test_load_balancers_may_ask_with_head(converse: Converse, address: str) -> None:
     assert converse(lambda client: client.head(address)).status_code == 200
