@@ -51,17 +51,21 @@ def run_ann_bench(
 
     What was measured on another kind of processor stays there beside. A case is one engine on one kind of vectors in
     one size, in a process of its own with `threads` threads. dim: of the kinds that are drawn; trained vectors have the
-    run's. Raises ConfigError for an unknown kind or engine, and where the file of results was measured with other
-    settings.
+    run's. batch: queries searched at once; the file may hold results of several. Raises ConfigError for an unknown kind
+    or engine, and where the file of results was measured with other settings.
     """
     for what, names, known in (("kind of vectors", kinds, KINDS), ("engine", engines, tuple(ENGINES))):
         for name in names:
             if name not in known:
                 raise ConfigError(f"expected a {what} of {', '.join(known)}, found {name!r}")
-    settings = {"queries": queries, "batch": batch, "k": k, "threads": threads, "seed": seed}
+    settings = {"queries": queries, "k": k, "threads": threads, "seed": seed}
     measured = list(_read(results, settings))
     processor = _processor()
-    done = {(case["kind"], case["rows"], case["engine"]) for case in measured if case["processor"] == processor}
+    done = {
+        (case["kind"], case["rows"], case["engine"])
+        for case in measured
+        if (case["processor"], case["batch"]) == (processor, batch)
+    }
     skipped: list[dict[str, Any]] = []
     wanted = [(kind, rows) for kind in kinds for rows in sizes]
     for number, (kind, rows) in enumerate(wanted):
@@ -90,7 +94,7 @@ def run_ann_bench(
                     skipped.append({"kind": kind, "rows": rows, "engine": name, **found})
                     continue
                 case = {"kind": kind, "rows": rows, "engine": name, "dim": found_dim, "note": note, "turns": turns}
-                case |= {**settings, "processor": processor, **found}
+                case |= {**settings, "batch": batch, "processor": processor, **found}
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(case) + "\n")
                 measured.append(case)
@@ -102,10 +106,11 @@ def run_ann_bench(
             case["processor"],
             KINDS.index(case["kind"]),
             case["rows"],
+            -case["batch"],
             order.get(case["engine"], len(order)),
         )
     )
-    return {**settings, "results": str(results), "cases": measured, "skipped": skipped}
+    return {**settings, "batch": batch, "results": str(results), "cases": measured, "skipped": skipped}
 
 
 def _read(results: Path, settings: Mapping[str, int]) -> Iterator[dict[str, Any]]:
@@ -160,6 +165,7 @@ def _processor() -> str:
         "hmn bench ann --results ann.jsonl",
         "hmn bench ann --results ann.jsonl --memory memories/kb --run runs/kb --kinds trained",
         "hmn bench ann --results ann.jsonl --engines exact,split,hnswlib --sizes 100000 --docs docs",
+        "hmn bench ann --results ann.jsonl --batch 1 --sizes 1000000",
     ),
 )
 @click.option(

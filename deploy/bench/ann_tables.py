@@ -25,8 +25,8 @@ __all__ = [
 
 Case = Mapping[str, Any]
 Point = Mapping[str, Any]
-Table = tuple[str, int, str]
-"""Kind of vectors, rows, processor."""
+Table = tuple[str, int, int, str]
+"""Kind of vectors, rows, queries searched at once, processor."""
 
 RECALL: Final = 0.95
 BEGIN, END = "<!-- hmn bench ann: from here -->", "<!-- hmn bench ann: to here -->"
@@ -68,7 +68,7 @@ def describe(case: Case) -> str:
     """What a table is about, in one line."""
     return (
         f"{case['kind']}: {case['rows']:,} rows of {case['dim']} values ({case['note']}); K = {case['k']}, "
-        f"{case['batch']} queries at once, {case['threads']} threads, {case['processor']}"
+        f"{_at_once(case['batch'])}, {case['threads']} threads, {case['processor']}"
     )
 
 
@@ -108,7 +108,7 @@ def tables_of(cases: Iterable[Case]) -> dict[Table, list[Case]]:
     """The cases of each table, in the order in which they come."""
     found: dict[Table, list[Case]] = {}
     for case in cases:
-        found.setdefault((case["kind"], case["rows"], case["processor"]), []).append(case)
+        found.setdefault((case["kind"], case["rows"], case["batch"], case["processor"]), []).append(case)
     return found
 
 
@@ -116,15 +116,23 @@ def page_text(cases: Sequence[Case], figures: Mapping[Table, str]) -> str:
     """The section of docs/indexes.md: a table for each kind, size and processor. figures: names of files."""
     lines = []
     for table_of, here in tables_of(cases).items():
-        kind, rows, processor = table_of
+        kind, rows, batch, processor = table_of
         columns, table = case_rows(here)
-        lines += [f"### {kind.capitalize()}, {rows:,} rows, {processor}", ""]
+        lines += [f"### {kind.capitalize()}, {rows:,} rows, {_at_once(batch)}, {processor}", ""]
         lines += [f"{describe(here[0])}. {verdict(here)}", ""]
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in table]
         lines += _target_lines(here)
-        lines += ["", f"![Recall and queries per second, {kind}, {rows:,} rows]({figures[table_of]})", ""]
+        lines += [
+            "",
+            f"![Recall and queries per second, {kind}, {rows:,} rows, {_at_once(batch)}]({figures[table_of]})",
+            "",
+        ]
     return "\n".join(lines)
+
+
+def _at_once(batch: int) -> str:
+    return "one query at a time" if batch == 1 else f"{batch} queries at once"
 
 
 def _target_lines(cases: Sequence[Case]) -> list[str]:

@@ -55,8 +55,14 @@ def test_every_case_is_measured_once_and_what_cannot_be_says_why(tmp_path, measu
     again = small(tmp_path / "ann.jsonl")
     assert measured_here == list(by_engine)
     assert again["cases"] == found["cases"]
-    with pytest.raises(ConfigError, match="batch = 4, found 8 in line 1"):
-        small(tmp_path / "ann.jsonl", batch=4)
+    with pytest.raises(ConfigError, match="k = 4, found 10 in line 1"):
+        small(tmp_path / "ann.jsonl", k=4)
+
+
+def test_searches_of_one_query_are_cases_of_their_own(tmp_path, measured_here):
+    first = small(tmp_path / "ann.jsonl")
+    again = small(tmp_path / "ann.jsonl", batch=1)
+    assert [case["batch"] for case in again["cases"]] == len(first["cases"]) * [8] + len(first["cases"]) * [1]
 
 
 def test_what_another_processor_did_stays_beside_and_spares_no_case(tmp_path, measured_here, monkeypatch):
@@ -105,17 +111,22 @@ def test_the_table_says_who_is_fastest_at_the_recall_whoever_it_is(tmp_path):
     assert best_at(ours)["times_exact"] == 8.0
     assert best_at(case_of("ivf", (0.9, 20.0))) is None
     assert verdict([ours, other]).endswith("it is 2.0 times as fast as ours.")
-    text = page_text([ours, other], {("sphere", 1000, "2 x P"): "figure.svg"})
+    text = page_text([ours, other], {("sphere", 1000, 128, "2 x P"): "figure.svg"})
     assert text.index("| `hnswlib 1.0` |") < text.index("| `ivf` |")
     assert "| `ivf` | 0.960 | 800 | 8 | ef 2 |" in text
     assert "stroke" in pareto([ours, other])
     (tmp_path / "indexes.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_pages(tmp_path, [ours, other, ours | {"processor": "8 x Q(R)"}])
+    write_pages(tmp_path, [ours, other, ours | {"processor": "8 x Q(R)"}, other | {"batch": 1}])
     page = (tmp_path / "indexes.md").read_text()
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    for figure, indexes in (("ann-sphere-1000-2-x-p.svg", 2), ("ann-sphere-1000-8-x-q-r.svg", 1)):
+    assert "### Sphere, 1,000 rows, one query at a time, 2 x P\n" in page
+    for figure, indexes in (
+        ("ann-sphere-1000-128-2-x-p.svg", 2),
+        ("ann-sphere-1000-128-8-x-q-r.svg", 1),
+        ("ann-sphere-1000-1-2-x-p.svg", 1),
+    ):
         assert (tmp_path / figure).read_text().startswith("<svg ")
         assert page.split(f"({figure})")[0].split("### ")[-1].count("| `") == indexes
 
