@@ -26,7 +26,7 @@ def located(source: Source) -> Source:
         source,
         run_dir=run_dir,
         memory=storage.url,
-        follows_checkpoint=source.follows_checkpoint and not source.memory,
+        follows_checkpoint=source.follows_checkpoint and not source.memory and source.generation is None,
         spoken_of=_spoken_of(checkpoint),
     )
     first_generation(storage, checkpoint, found)
