@@ -36,7 +36,7 @@ class PortTaken(HmnError):
         "hmn serve --run runs/geonames --backend ray --shards 2 --host 0.0.0.0 --token-for all",
     ),
 )
-@click.option("--run", "run_dir", metavar="RUN", required=True, help="The trained run that answers.")
+@click.option("--run", "run_dir", metavar="RUN", required=True, help="The trained run that answers; a link may be moved to another.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True, help="Where it listens.")
 @click.option("--memory", "url", metavar="URL", help="Read another memory, embedded by this run's model.")
@@ -96,7 +96,8 @@ def command(
     """Answer questions over HTTP until Ctrl-C: POST /v1/ask, POST /v1/search, GET /v1/memory, /metrics, and a page.
 
     Questions that come at the same time are answered by one search. Newer generations and models of RUN are rolled out
-    without a pause. A token in the environment variable HMN_TOKEN allows what changes something.
+    without a pause, and so is another run where RUN is a link that comes to lead to it. A token in the environment
+    variable HMN_TOKEN allows what changes something.
     """
     from deploy.serve.settings import SHARED_PREFIX, Access, Limits, ServeSettings, Source
     from deploy.serve.source import located
