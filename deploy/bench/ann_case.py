@@ -35,6 +35,7 @@ _PAUSE_S = 0.02  # between two measurements, so that spinning OpenMP threads of 
 _IN_A_ROW_S = 0.1  # searches of one index
 TARGET = 0.95
 _CHECKS = 48  # of 16 queries each, that the effort follows
+_FOLLOWED = 128  # searched at once for these checks, at least
 _NEARLY_ALL = 0.999  # recall that more effort cannot add to
 _HALVINGS = 3  # of the way between the efforts around the target
 _HOPELESS = 0.2  # times the speed of the exact index; more effort will only be slower
@@ -82,7 +83,11 @@ def measure(folder: Path, engine: str, *, batch: int, k: int, threads: int, turn
         "build_s": build_s,
         "bytes": held_bytes,
         "points": sorted(points, key=lambda point: point["effort"]),
-        **({} if built.follows is None else {"target": _follow(built.follows, rows, queries_BD, kth_B, batch, k)}),
+        **(
+            {}
+            if built.follows is None
+            else {"target": _follow(built.follows, rows, queries_BD, kth_B, max(batch, _FOLLOWED), k)}
+        ),
     }
 
 
