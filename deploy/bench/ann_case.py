@@ -83,11 +83,7 @@ def measure(folder: Path, engine: str, *, batch: int, k: int, threads: int, turn
         "build_s": build_s,
         "bytes": held_bytes,
         "points": sorted(points, key=lambda point: point["effort"]),
-        **(
-            {}
-            if built.follows is None
-            else {"target": _follow(built.follows, rows, queries_BD, kth_B, max(batch, _FOLLOWED), k)}
-        ),
+        **({} if built.follows is None else {"target": _follow(built.follows, rows, queries_BD, kth_B, batch, k)}),
     }
 
 
@@ -109,7 +105,7 @@ def _follow(
     index: ApproximateIndex, rows: ShardVectors, queries_BD: Vectors, kth_B: NDArray[np.float64], batch: int, k: int
 ) -> dict[str, Any]:
     """What target_recall comes to: its effort follows one half of the queries, and the other half is what counts."""
-    half = max(len(queries_BD) // 2, 1)
+    half, batch = max(len(queries_BD) // 2, 1), max(batch, _FOLLOWED)
     live_BD, held_BD = queries_BD[:half], queries_BD[half:]
     index.effort = index.source.default_effort if index.source is not None else 1
     index.measure_recall(1.0, TARGET, time_share=1.0)

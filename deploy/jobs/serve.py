@@ -36,7 +36,9 @@ class PortTaken(HmnError):
         "hmn serve --run runs/geonames --backend ray --shards 2 --host 0.0.0.0 --token-for all",
     ),
 )
-@click.option("--run", "run_dir", metavar="RUN", required=True, help="The trained run that answers; a link may be moved to another.")
+@click.option(
+    "--run", "run_dir", metavar="RUN", required=True, help="The trained run that answers, or a link that may be moved."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True, help="Where it listens.")
 @click.option("--memory", "url", metavar="URL", help="Read another memory, embedded by this run's model.")
