@@ -41,13 +41,16 @@ def questions_of(
 ) -> tuple[pa.Table, Rejected]:
     """The questions of a split, and the rows that are none, which go to quarantine in the run's directory.
 
-    write: whether they do; one of several workers writes. Raises as `read_questions` does, for files as a whole.
+    What an earlier call put there is replaced. write: whether they go there; one of several workers writes. Raises as
+    `read_questions` does, for files as a whole.
     """
     found: list[RejectedQuestion] = []
     table = read_questions(source, split, alone_is=alone_is, rejected=found)
-    if not found:
-        return table, Rejected()
     name = f"questions-{split}"
+    if not found:
+        if write:
+            run.delete(f"{QUARANTINE}/{name}.jsonl")
+        return table, Rejected()
     if write:
         write_quarantine(
             run, name, ((one.file, {"line": one.line, "reason": one.reason, "raw": one.raw}) for one in found)

@@ -63,9 +63,9 @@ def read_questions(
     files, plain or compressed: 4 columns (subject, relation, object, question), or a header with the names of
     QUESTIONS_SCHEMA in any order; .csv, .jsonl and .parquet as well. split: "train", "valid" or "test"; None reads all
     of them. alone_is: the split that a single file is, whatever its name; it has no questions of the others.
-    rejected: takes the rows that cannot be asked, which are left out; without it the first one raises InputError with
-    file and line. So does a file that cannot be read; EmptyInput for a split without questions, ConfigError for an
-    unknown split.
+    rejected: an empty list, to take the rows that cannot be asked, which are left out; without it the first one raises
+    InputError with file and line. So does a file that cannot be read; EmptyInput for a split without questions,
+    ConfigError for an unknown split.
     """
     if split is not None and split not in SPLITS:
         raise ConfigError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
@@ -80,13 +80,12 @@ def read_questions(
             "of training; name others with `hmn evaluate RUN --questions FILE`, or train with a directory or a glob of "
             f"questions_train.tsv and questions_{split}.tsv as data.questions"
         )
-    refused_before = len(rejected) if rejected is not None else 0
     tables = [_read(file, rejected) for file in files]
     if not any(table.num_rows for table in tables):
-        if rejected is not None and len(rejected) > refused_before:
-            first = rejected[refused_before]
+        if rejected:
+            first = rejected[0]
             raise EmptyInput(
-                f"expected questions in {source}, found {len(rejected) - refused_before:,} rows that cannot be asked; "
+                f"expected questions in {source}, found {len(rejected):,} rows that cannot be asked; "
                 f"the first is line {first.line} of {first.file}: {first.reason}: {first.raw:.200}"
             )
         expected = f"annotated_fb_data_{split or '<split>'}.txt or questions_{split or '<split>'}.tsv"

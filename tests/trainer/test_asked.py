@@ -121,3 +121,7 @@ def test_rows_that_are_no_questions_are_kept_in_quarantine_and_the_others_are_as
         (row,) = [json.loads(line) for line in (quarantine / f"questions-{split}.jsonl").open(encoding="utf-8")]
         assert row["file"] == f"{folder}/questions_{split}.tsv"
         assert (row["raw"], row["reason"].split(",")[0]) == ("too few cells", "expected 4 columns")
+    mended = folder / "questions_valid.tsv"
+    mended.write_text("".join(mended.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    assert evaluate(config.run_dir).rejected == Rejected()
+    assert [path.name for path in quarantine.iterdir()] == ["questions-train.jsonl"], "it says what is so now"

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
@@ -207,5 +207,38 @@ def converse(engine: FakeEngine) -> Callable[..., Any]:
                 return await talk(client)
 
         return asyncio.run(all_of_it())
+
+    return run
+
+
+@pytest.fixture
+def ask_meanwhile() -> Callable[[Callable[[], Any], Iterable[Callable[[], None]]], list[Any]]:
+    """Asks in a thread while the changes are made one after the other; returns all answers, none of which may fail."""
+
+    def run(ask: Callable[[], Any], changes: Iterable[Callable[[], None]]) -> list[Any]:
+        seen: list[Any] = []
+        failures: list[Exception] = []
+        stop = threading.Event()
+
+        def ask_on() -> None:
+            while not stop.is_set():
+                try:
+                    seen.append(ask())
+                except Exception as error:  # noqa: BLE001  # whatever it is, it is what must not happen
+                    failures.append(error)
+
+        asking = threading.Thread(target=ask_on)
+        asking.start()
+        try:
+            for change in changes:
+                change()
+                answered = len(seen)
+                while len(seen) < answered + 3 and not failures:
+                    stop.wait(0.001)
+        finally:
+            stop.set()
+            asking.join()
+        assert failures == []
+        return seen
 
     return run

@@ -1,8 +1,8 @@
 """Another run takes the place of the one that is served, by a link; its memory comes with it."""
 
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,31 +92,14 @@ def test_a_link_moved_to_another_run_rolls_it_out_with_its_own_memory_and_back(
     assert towns(engine) == {"Xanten"}
 
 
-def test_no_answer_fails_while_runs_take_each_others_place(trained: Path, place: Path, engine: RunEngine) -> None:
-    seen: list[set[str]] = []
-    failures: list[Exception] = []
-    stop = threading.Event()
+def test_no_answer_fails_while_runs_take_each_others_place(
+    trained: Path, place: Path, engine: RunEngine, ask_meanwhile: Callable[..., list[set[str]]]
+) -> None:
+    def roll_out(name: str) -> None:
+        link(place / "live", trained / name / "run")
+        engine.roll_out()
 
-    def ask() -> None:
-        while not stop.is_set():
-            try:
-                seen.append(towns(engine))
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is what must not happen
-                failures.append(error)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        for name in ("second", "first", "second"):
-            link(place / "live", trained / name / "run")
-            engine.roll_out()
-            answered = len(seen)
-            while len(seen) < answered + 3 and not failures:
-                stop.wait(0.001)
-    finally:
-        stop.set()
-        asking.join()
-    assert failures == []
+    seen = ask_meanwhile(partial(towns, engine), [partial(roll_out, name) for name in ("second", "first", "second")])
     assert {frozenset(one) for one in seen} == {frozenset({"Xanten"}), frozenset({"Zermatt"})}, "never of both"
 
 

@@ -1,9 +1,9 @@
 """The engine over a trained run: answers, and rollouts that no answer notices."""
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,34 +182,21 @@ def test_a_model_is_rolled_out_with_the_generation_that_it_embedded(place: Path,
     assert [fact.fact_id for fact in batch.results[0]] == [fact.fact_id for fact in expected]
 
 
-def test_no_answer_fails_or_mixes_while_generations_and_models_are_rolled_out(place: Path, engine: RunEngine) -> None:
+def test_no_answer_fails_or_mixes_while_generations_and_models_are_rolled_out(
+    place: Path, engine: RunEngine, ask_meanwhile: Callable[..., list[tuple[int, str]]]
+) -> None:
     models = {engine.status().generation: engine.status().encoder}
-    seen: list[tuple[int, str]] = []
-    failures: list[Exception] = []
-    stop = threading.Event()
 
-    def ask() -> None:
-        while not stop.is_set():
-            try:
-                batch = engine.ask([Asked(f"where was {name} born", 2) for name in NAMES])
-                seen.append((batch.generation, batch.encoder))
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is what must not happen
-                failures.append(error)
+    def ask() -> tuple[int, str]:
+        batch = engine.ask([Asked(f"where was {name} born", 2) for name in NAMES])
+        return batch.generation, batch.encoder
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        for change in (add_a_fact, train_again, publish):
-            change(place)
-            engine.roll_out()
-            models[engine.status().generation] = engine.status().encoder
-            answered = len(seen)
-            while len(seen) < answered + 3 and not failures:
-                stop.wait(0.001)
-    finally:
-        stop.set()
-        asking.join()
-    assert failures == []
+    def roll_out_after(change: Callable[[Path], None]) -> None:
+        change(place)
+        engine.roll_out()
+        models[engine.status().generation] = engine.status().encoder
+
+    seen = ask_meanwhile(ask, [partial(roll_out_after, change) for change in (add_a_fact, train_again, publish)])
     assert len(set(models.values())) == 2
     assert {generation for generation, _ in seen} == set(models)
     assert all(models[generation] == encoder for generation, encoder in seen)
