@@ -12,7 +12,7 @@ from memory_store.topk import PartialTopK
 
 # B queries, K slots
 
-__all__ = ["Checked", "RecallReport", "RecallWindow", "compare", "next_effort", "pooled"]
+__all__ = ["Checked", "RecallReport", "RecallWindow", "compare", "misses", "next_effort", "pooled"]
 
 WINDOW_QUERIES = 512
 _Z = 1.96  # of a 95 % interval
@@ -33,7 +33,8 @@ class Checked:
 @dataclass(frozen=True, kw_only=True)
 class RecallReport:
     """recall@K over the last checked queries, with a 95 % interval; missed_mass: mean share of the softmax weight of
-    the exact top K that the answers lacked. effort: what the index spends per query, in its own unit."""
+    the exact top K that the answers lacked. effort: what the index spends per query, in its own unit. all_rows: no
+    effort reached the target, so every row is searched."""
 
     recall: float
     low: float
@@ -41,6 +42,7 @@ class RecallReport:
     missed_mass: float
     queries: int
     effort: int
+    all_rows: bool = False
 
 
 def compare(found: PartialTopK, exact: PartialTopK) -> list[Checked]:
@@ -72,9 +74,9 @@ class RecallWindow:
     def __len__(self) -> int:
         return len(self._checked)
 
-    def report(self, effort: int) -> RecallReport | None:
+    def report(self, effort: int, *, all_rows: bool = False) -> RecallReport | None:
         """What the window says; None while it is empty."""
-        return _report(list(self._checked), effort)
+        return _report(list(self._checked), effort, all_rows)
 
 
 def pooled(reports: Iterable[RecallReport]) -> RecallReport | None:
@@ -94,7 +96,13 @@ def pooled(reports: Iterable[RecallReport]) -> RecallReport | None:
         missed_mass=mean("missed_mass"),
         queries=queries,
         effort=max(report.effort for report in known),
+        all_rows=any(report.all_rows for report in known),
     )
+
+
+def misses(report: RecallReport, target: float) -> bool:
+    """Whether the recall is below the target, on clear evidence or after many queries."""
+    return (report.queries >= _FEW and report.high < target) or (report.queries >= _ENOUGH and report.recall < target)
 
 
 def next_effort(report: RecallReport, target: float, most: int, too_little: int) -> int:
@@ -105,7 +113,7 @@ def next_effort(report: RecallReport, target: float, most: int, too_little: int)
     miss more by the square of its factor: an inverted file on heavy-tailed rows was seen to miss twice as much at 0.8.
     """
     effort = report.effort
-    if (report.queries >= _FEW and report.high < target) or (report.queries >= _ENOUGH and report.recall < target):
+    if misses(report, target):
         far = 1 - report.recall > 3 * (1 - target)
         return min(most, max(effort + 1, math.ceil(effort * (_RAISE_FAR if far else _RAISE))))
     if report.queries >= _ENOUGH and 1 - report.low < (1 - target) * _LOWER**2:
@@ -114,14 +122,22 @@ def next_effort(report: RecallReport, target: float, most: int, too_little: int)
     return effort
 
 
-def _report(checked: list[Checked], effort: int) -> RecallReport | None:
+def _report(checked: list[Checked], effort: int, all_rows: bool) -> RecallReport | None:
     slots = sum(one.slots for one in checked)
     if not slots:
         return None
     recall = sum(one.right for one in checked) / slots
     low, high = _interval(recall, slots, [one.right / one.slots for one in checked])
     missed = math.fsum(one.missed_mass for one in checked) / len(checked)
-    return RecallReport(recall=recall, low=low, high=high, missed_mass=missed, queries=len(checked), effort=effort)
+    return RecallReport(
+        recall=recall,
+        low=low,
+        high=high,
+        missed_mass=missed,
+        queries=len(checked),
+        effort=effort,
+        all_rows=all_rows,
+    )
 
 
 def _interval(recall: float, slots: int, share_by_query: list[float]) -> tuple[float, float]:

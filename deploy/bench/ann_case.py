@@ -122,7 +122,14 @@ def _follow(
     window.add(Checked(k, int(right), 0.0) for right in _count_right(rows, held_BD, found.fact_ids_BK, kth_B[half:]))
     report = window.report(effort)
     assert report is not None
-    return {"recall": report.recall, "low": report.low, "high": report.high, "effort": effort, "target": TARGET}
+    return {
+        "recall": report.recall,
+        "low": report.low,
+        "high": report.high,
+        "effort": effort,
+        "all_rows": index.searches_all_rows,
+        "target": TARGET,
+    }
 
 
 def _timed(

@@ -144,7 +144,8 @@ def _target_lines(cases: Sequence[Case]) -> list[str]:
     for case in followed:
         at = case["target"]
         shown = f"{at['recall']:.3f} ({at['low']:.3f} to {at['high']:.3f})"
-        lines.append(f"| `{case['engine']}` | {shown} | {case['effort_name']} {at['effort']} |")
+        effort = f"{case['effort_name']} {at['effort']}{', then all rows' if at.get('all_rows') else ''}"
+        lines.append(f"| `{case['engine']}` | {shown} | {effort} |")
     return lines
 
 

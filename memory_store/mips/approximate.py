@@ -1,5 +1,6 @@
 """What every approximate index shares: candidates from its own structure, then true scores of them from the shard."""
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from memory_store.mips.base import MipsIndex, SavedArrays, ShardVectors, check_queries
 from memory_store.mips.dense import search_dense
+from memory_store.mips.exact import ExactIndex, build_exact
 from memory_store.mips.meter import TIME_SHARE, RecallMeter
 from memory_store.mips.rescore import score_pairs
 from memory_store.mips.scaled import scaled_queries
@@ -27,6 +29,9 @@ SMALL_ROWS = 256  # up to here every row is scored: that is as fast as anything,
 _SLOTS_WORTH_A_SCAN = 16  # with fewer rows per slot of the answer, a float64 scan of all rows is the shortest way
 _QUERIES_AT_ONCE = 256  # per worker: bounds what a batch of any size needs beside its answer
 _MORE_EFFORT = 4  # times the effort, for queries that found fewer rows than there are
+_ALL_ROWS = {"scan": "float32"}  # without a copy of the rows: no memory that `hmn plan` did not count
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,8 @@ class ApproximateIndex:
     """Approximate search with true scores: every candidate is scored from the shard's rows as `exact` scores it.
 
     A query whose candidates are fewer than k although there are more rows is searched again with more effort, at last
-    among all rows; so an answer is padded only where the shard holds fewer than k rows.
+    among all rows; so an answer is padded only where the shard holds fewer than k rows. Where a recall is aimed at that
+    the structure does not reach by any effort, all rows are searched for all queries.
     """
 
     def __init__(self, vectors: ShardVectors, source: CandidateSource | None, workers: Workers) -> None:
@@ -92,10 +98,12 @@ class ApproximateIndex:
         self._workers = workers
         self._effort = 1 if source is None else source.default_effort
         self._meter: RecallMeter | None = None
+        self._all_rows: ExactIndex | None = None
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.source is None else self.source.nbytes
+        parts = (self.source, self._all_rows)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def saved_arrays(self) -> SavedArrays | None:
@@ -116,6 +124,23 @@ class ApproximateIndex:
         """The effort beyond which there is nothing more to look at."""
         return 1 if self.source is None else self.source.most_effort
 
+    @property
+    def searches_all_rows(self) -> bool:
+        """Whether `search_all_rows` was called: answers are exact from then on."""
+        return self._all_rows is not None
+
+    def search_all_rows(self) -> None:
+        """Give the structure up, whose largest effort finds less than is aimed at: from now on, search exactly."""
+        if self.source is None or self._all_rows is not None:
+            return
+        _log.warning(
+            "recall on live queries stays below its target with %s = %d, which is the most there is; from here on all "
+            'rows are searched, which index="exact" does faster',
+            self.source.effort_name,
+            self.most_effort,
+        )
+        self._all_rows = build_exact(self._vectors, _ALL_ROWS, self._workers.count)
+
     def measure_recall(self, share: float, target: float | None = None, time_share: float = TIME_SHARE) -> None:
         """From now on, repeat a share of the queries exactly in the background; see RecallMeter."""
         if self.source is not None:  # else every answer is exact
@@ -126,7 +151,7 @@ class ApproximateIndex:
         """Search with the effort that the index before had come to, as a share of what there is to look at.
 
         Vectors that drift from generation to generation ask for about as much as they did; to learn it anew would take
-        the checks of many searches, which meanwhile miss the target.
+        the checks of many searches, which meanwhile miss the target. A structure that was given up is tried once more.
         """
         if isinstance(before, ApproximateIndex) and before.most_effort > 1 and self.most_effort > 1:
             self.effort = round(before.effort * self.most_effort / before.most_effort)
@@ -148,7 +173,11 @@ class ApproximateIndex:
             self._answer_zero_queries(zero_B, live, answer)
         pending = np.flatnonzero(~zero_B)
         source, effort = self.source, self._effort
-        if source is not None and k * _SLOTS_WORTH_A_SCAN <= self._vectors.num_rows:
+        all_rows = self._all_rows
+        if all_rows is not None and live is None:
+            _fill(answer, pending, all_rows.search(queries_BD[pending], k))
+            pending = pending[:0]
+        elif all_rows is None and source is not None and k * _SLOTS_WORTH_A_SCAN <= self._vectors.num_rows:
             pending = self._answer(source, wide_BD, k, effort, live, pending, answer)
             while len(pending) and effort < source.most_effort:
                 effort = min(effort * _MORE_EFFORT, source.most_effort)

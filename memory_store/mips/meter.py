@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.recall import RecallReport, RecallWindow, compare, next_effort
+from memory_store.recall import RecallReport, RecallWindow, compare, misses, next_effort
 from memory_store.topk import PartialTopK
 
 # B queries, D dimension, K slots
@@ -34,6 +34,11 @@ class Metered(Protocol):
     @property
     def most_effort(self) -> int: ...
 
+    @property
+    def searches_all_rows(self) -> bool: ...
+
+    def search_all_rows(self) -> None: ...
+
 
 class RecallMeter:
     """Repeats a share of the queries exactly, one check at a time, in a thread that takes its share of time at most.
@@ -50,7 +55,8 @@ class RecallMeter:
         time_share: float = TIME_SHARE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """share: of the queries that are repeated. target: recall to keep by raising and lowering index.effort.
+        """share: of the queries that are repeated. target: recall to keep by raising and lowering index.effort; where
+        the largest is too little, by having the index search all rows.
         time_share: of one thread's time that checks may take."""
         self._index = index
         self._share = share
@@ -89,7 +95,7 @@ class RecallMeter:
     def report(self) -> RecallReport | None:
         """What the last checks say; None before the first."""
         with self._lock:
-            return self._window.report(self._index.effort)
+            return self._report()
 
     def wait(self) -> None:
         """Wait until the check that is running has ended, and raise what it raised."""
@@ -106,25 +112,36 @@ class RecallMeter:
     ) -> None:
         started_s = self._clock()
         checked = compare(found, search_exactly(queries_BD))
+        gives_up = False
         with self._lock:
             ended_s = self._clock()
             self._not_before_s = ended_s + (ended_s - started_s) * (1 / self._time_share - 1)
             if effort == self._index.effort:  # else the answer says nothing of the present effort
                 self._window.add(checked)
                 self._settled += len(checked)
-                self._follow(effort)
+                gives_up = self._follow(effort)
+        if gives_up:
+            self._index.search_all_rows()  # takes a while, in which searches go on as before
+            with self._lock:
+                self._window.clear()
 
-    def _follow(self, effort: int) -> None:
-        report = self._window.report(effort)
-        if self._target is None or report is None:
-            return
+    def _follow(self, effort: int) -> bool:
+        """Set the effort that the target takes; whether there is none."""
+        report = self._report()
+        if self._target is None or report is None or report.all_rows:
+            return False
         if self._settled >= _SETTLED_QUERIES:
             self._too_little, self._settled = 0, 0
-        wanted = next_effort(report, self._target, self._index.most_effort, self._too_little)
+        most = self._index.most_effort
+        wanted = next_effort(report, self._target, most, self._too_little)
         if wanted == effort:
-            return
+            return effort == most and misses(report, self._target)
         if wanted > effort:
             self._too_little = effort
         self._settled = 0
         self._window.clear()
         self._index.effort = wanted
+        return False
+
+    def _report(self) -> RecallReport | None:
+        return self._window.report(self._index.effort, all_rows=self._index.searches_all_rows)

@@ -88,6 +88,10 @@ def test_effort_follows_the_target(found: RecallReport, too_little: int, expecte
 class FakeIndex:
     effort = 5
     most_effort = 100
+    searches_all_rows = False
+
+    def search_all_rows(self) -> None:
+        self.searches_all_rows = True
 
 
 def test_checks_keep_to_their_share_of_queries_and_of_time() -> None:

@@ -71,6 +71,40 @@ def test_the_target_holds_within_its_interval_on_every_kind_of_vectors(kind: str
         assert before.recall < 0.4, "a fixed effort of 1 finds little here"
 
 
+@pytest.mark.parametrize("text", ["wta_hash", "pca_tree", "hnsw"])
+def test_a_structure_that_reaches_the_target_by_no_effort_is_given_up(text: str, caplog) -> None:
+    rng = np.random.default_rng(24)
+    rows_ND, queries_BD = draw("heavy tails", rng, 900)
+    held_BD, live_BD = queries_BD[:200], queries_BD[200:]
+    vectors = ShardVectors(np.arange(ROWS), [rows_ND], DIM)
+    index = build_index(text, vectors, threads=1)
+    assert isinstance(index, ApproximateIndex)
+    assert index.source is not None
+    gives_up = text == "wta_hash"
+    index.effort = index.most_effort
+    assert (graded(index, rows_ND, held_BD).high < TARGET) == gives_up
+    index.effort = index.source.default_effort
+    index.measure_recall(1.0, TARGET, time_share=1.0)
+    assert index.meter is not None
+    for start in range(0, 640, 16):
+        index.search(live_BD[start : start + 16], K)
+        index.meter.wait()
+    index.search(live_BD[:16], K)
+    index.meter.wait()
+    measured, after = index.meter.report(), graded(index, rows_ND, held_BD)
+    assert after.high >= TARGET
+    assert measured is not None
+    assert index.searches_all_rows == measured.all_rows == gives_up
+    assert ("all rows are searched" in caplog.text) == gives_up
+    if gives_up:
+        assert after.recall == 1.0
+        next_one = build_index(text, vectors, threads=1)
+        assert isinstance(next_one, ApproximateIndex)
+        next_one.go_on_from(index)
+        assert not next_one.searches_all_rows, "other vectors may suit it: it is tried anew"
+        assert next_one.effort == next_one.most_effort
+
+
 def test_the_target_holds_while_the_vectors_drift_from_generation_to_generation() -> None:
     rng = np.random.default_rng(22)
     rows_ND, queries_BD = draw("sphere", rng, 720)
