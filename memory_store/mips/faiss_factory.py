@@ -13,6 +13,7 @@ from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.hnsw import LONGEST_QUEUE
 from memory_store.mips.options import whole_number
 from memory_store.mips.scaled import ScaledRows
+from memory_store.mips.serialized import serialized, serialized_bytes
 from memory_store.mips.workers import Workers
 
 # N rows, D dimension, b queries, C candidates, K slots
@@ -69,7 +70,7 @@ class FaissSource(CandidateSource):
         return sorted_bC
 
     def arrays(self) -> SavedArrays:
-        return {"index": _as_bytes(self._index)}
+        return {"index": serialized(self._index)}
 
 
 def build_faiss(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
@@ -92,7 +93,7 @@ def build_faiss(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxi
             faiss.omp_set_num_threads(1)
 
     workers.run(build)
-    return ApproximateIndex(vectors, FaissSource(built[0], refine, len(_as_bytes(built[0]))), workers)
+    return ApproximateIndex(vectors, FaissSource(built[0], refine, serialized_bytes(built[0])), workers)
 
 
 def restore_faiss(vectors: ShardVectors, spec: IndexSpec, threads: int, arrays: SavedArrays) -> ApproximateIndex:
@@ -148,10 +149,6 @@ def _trained(index: Any, sample_nD: NDArray[np.float32], spec: IndexSpec, rows: 
         )
         return faiss.IndexFlatIP(rows.dim)
     return index
-
-
-def _as_bytes(index: Any) -> NDArray[np.uint8]:
-    return np.asarray(faiss.serialize_index(index), dtype=np.uint8)
 
 
 def _refine(spec: IndexSpec) -> int:

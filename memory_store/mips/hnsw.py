@@ -21,6 +21,7 @@ from memory_store.mips.codes import (
 )
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.scaled import ScaledRows
+from memory_store.mips.serialized import serialized
 from memory_store.mips.workers import Workers
 
 # N rows, D dimension, b queries, C candidates, K slots
@@ -67,7 +68,7 @@ class HnswSource(CandidateSource):
         return rows_bC
 
     def arrays(self) -> SavedArrays:
-        return {"graph": np.asarray(faiss.serialize_index(self._graph), dtype=np.uint8)}
+        return {"graph": serialized(self._graph)}
 
 
 def build_hnsw(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:

@@ -13,6 +13,8 @@ from memory_store.mips.workers import Workers
 __all__ = ["Clusters", "cluster_at_once", "cluster_in_groups", "nearest_centroids", "spherical_kmeans"]
 
 _PRODUCTS = 2**23  # of one block: 16 MiB in bfloat16, and as much again while the largest are found
+# torch makes a kernel for every shape of a product and keeps the last thousand: groups of any size would fill them.
+_ROW_STEP, _COLUMN_STEP = 64, 16
 _ENOUGH_GAIN = 1e-3  # of the mean cosine; rounds that bring less are not worth their time
 
 
@@ -111,17 +113,24 @@ def nearest_centroids(
     """(cluster [n] of largest inner product, that product [n]), as bfloat16 sees them: a clustering needs no more."""
     nearest_n = np.empty(len(rows_nD), dtype=np.int64)
     product_n = np.empty(len(rows_nD), dtype=np.float32)
-    columns_DL = torch.from_numpy(centroids_LD).to(torch.bfloat16).t()
-    block_rows = max(_PRODUCTS // max(len(centroids_LD), 1), 16)
+    columns_DL = _padded(centroids_LD, _COLUMN_STEP).t()
+    block_rows = max(_PRODUCTS // max(len(centroids_LD), 1) // _ROW_STEP, 1) * _ROW_STEP
     starts = iter(range(0, len(rows_nD), block_rows))
 
     def work(_worker: int) -> None:
         for start in starts:  # the interpreter hands each value of a range iterator to one thread only
             part = slice(start, min(start + block_rows, len(rows_nD)))
-            block_nD = torch.from_numpy(rows_nD[part]).to(torch.bfloat16)
-            products_nL = torch.mm(block_nD, columns_DL).float().numpy()
+            products_nL = torch.mm(_padded(rows_nD[part], _ROW_STEP), columns_DL).float().numpy()
+            products_nL = products_nL[: part.stop - start, : len(centroids_LD)]
             nearest_n[part] = products_nL.argmax(axis=1)  # numpy's is vectorised along a row, torch's is not
             product_n[part] = np.take_along_axis(products_nL, nearest_n[part, None], axis=1)[:, 0]
 
     workers.run(work)
     return nearest_n, product_n
+
+
+def _padded(rows_nD: NDArray[np.float32], step: int) -> torch.Tensor:
+    """The rows in bfloat16, and rows of zeros up to a multiple of `step`."""
+    padded_nD = torch.zeros((-(-len(rows_nD) // step) * step, rows_nD.shape[1]), dtype=torch.bfloat16)
+    padded_nD[: len(rows_nD)] = torch.from_numpy(rows_nD)
+    return padded_nD

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from memory_store.mips.approximate import LiveRows
 from memory_store.mips.codes import CODE_BYTES, quantizer_type, range_rows, widened
 from memory_store.mips.scaled import ScaledRows
+from memory_store.mips.serialized import serialized
 from memory_store.mips.workers import Workers
 
 # N rows, n rows in a block, D dimension, W width of the codes, L lists, b queries, P lists probed, C candidates
@@ -79,7 +80,7 @@ class InvertedLists:
 
     def to_bytes(self) -> NDArray[np.uint8]:
         """The lists as faiss writes them: plain data, no code."""
-        return np.asarray(faiss.serialize_index(self._index), dtype=np.uint8)
+        return serialized(self._index)
 
     @classmethod
     def from_bytes(cls, data: NDArray[np.uint8]) -> "InvertedLists":
@@ -128,7 +129,7 @@ class PackedLists:
 
         workers.run(add)
         # The packed lists share the origins with the plain ones, which end here; read back, they have their own.
-        return cls.from_bytes(np.asarray(faiss.serialize_index(packed[0]), dtype=np.uint8))
+        return cls.from_bytes(serialized(packed[0]))
 
     @property
     def nbytes(self) -> int:
@@ -150,7 +151,7 @@ class PackedLists:
 
     def to_bytes(self) -> NDArray[np.uint8]:
         """The lists as faiss writes them: plain data, no code."""
-        return np.asarray(faiss.serialize_index(self._index), dtype=np.uint8)
+        return serialized(self._index)
 
     @classmethod
     def from_bytes(cls, data: NDArray[np.uint8]) -> "PackedLists":
