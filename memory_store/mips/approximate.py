@@ -133,13 +133,13 @@ class ApproximateIndex:
         """Give the structure up, whose largest effort finds less than is aimed at: from now on, search exactly."""
         if self.source is None or self._all_rows is not None:
             return
+        self._all_rows = build_exact(self._vectors, _ALL_ROWS, self._workers.count)
         _log.warning(
             "recall on live queries stays below its target with %s = %d, which is the most there is; from here on all "
             'rows are searched, which index="exact" does faster',
             self.source.effort_name,
             self.most_effort,
         )
-        self._all_rows = build_exact(self._vectors, _ALL_ROWS, self._workers.count)
 
     def measure_recall(self, share: float, target: float | None = None, time_share: float = TIME_SHARE) -> None:
         """From now on, repeat a share of the queries exactly in the background; see RecallMeter."""
