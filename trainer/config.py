@@ -77,9 +77,10 @@ class TrainConfig:
     again. refresh_drift, refresh_recall: it is also embedded again as soon as a sample of its vectors is further than
     that from what the model makes of the facts now (share of their norm), or holds less than that of the facts that
     the model would retrieve now; looked at every refresh_check_steps, 0 for never. refresh_wait: what training waits
-    for, as it goes on while a copy of the model embeds the memory. "late": the result is taken over refresh_lag_steps
-    after it was asked for (0: after refresh_every_steps), and waited for only if it is not ready by then, so that equal
-    seeds give equal runs. "never": it is taken over whenever it is ready. "always": at once, without a copy.
+    for, as it goes on while a copy of the model embeds the memory. "never": the result is taken over refresh_lag_steps
+    after it was asked for (0: after refresh_every_steps), or so many steps later again if it is not ready by then;
+    equal seeds give equal runs as long as none is late. "late": one that is not ready by then is waited for, so that
+    they do at any speed. "always": every one is waited for at once, without a copy.
     checkpoint_every_refreshes: a checkpoint is written with every so many scheduled ones. workers: data-parallel
     processes of Ray Train; 1 trains in this process. threads: torch threads. max_steps: stop early, 0 for no limit.
     extra: facts that join the candidates at random, against the bias of an approximate search: "uniform" ones, or whole
@@ -101,7 +102,7 @@ class TrainConfig:
     refresh_drift: float = 0.0
     refresh_recall: float = 0.0
     refresh_check_steps: int = 10
-    refresh_wait: Literal["late", "never", "always"] = "late"
+    refresh_wait: Literal["never", "late", "always"] = "never"
     refresh_lag_steps: int = 0
     checkpoint_every_refreshes: int = 5
     workers: int = 1
@@ -127,10 +128,10 @@ class TrainConfig:
         between("train.refresh_recall", self.refresh_recall, 0, 1)
         at_least("train.refresh_check_steps", self.refresh_check_steps, 1)
         between("train.refresh_lag_steps", self.refresh_lag_steps, 0, self.refresh_every_steps + 1)
-        if self.refresh_lag_steps and self.refresh_wait != "late":
+        if self.refresh_lag_steps and self.refresh_wait == "always":
             raise ConfigError(
-                f'expected train.refresh_wait = "late" with train.refresh_lag_steps = {self.refresh_lag_steps}, found '
-                f'"{self.refresh_wait}"; leave one of them out'
+                f'expected train.refresh_wait = "never" or "late" with train.refresh_lag_steps = '
+                f'{self.refresh_lag_steps}, found "always"; leave one of them out'
             )
         at_least("train.checkpoint_every_refreshes", self.checkpoint_every_refreshes, 1)
         at_least("train.workers", self.workers, 1)

@@ -1,5 +1,6 @@
 """When the memory of a run is embedded again, which vectors training goes on with meanwhile, and what it waits for."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ __all__ = ["Agree", "Schedule", "alone_agrees"]
 
 Agree = Callable[[int], int]
 """What rank 0 says, to every worker; all of them call it at the same time."""
+
+_log = logging.getLogger(__name__)
 
 
 def alone_agrees(said: int) -> int:
@@ -70,6 +73,7 @@ class Schedule:
         self._generation = found.generation if found is not None else 0
         self._asked: _Asked | None = None
         self._is_saving_late = False  # a checkpoint was due while a refresh was under way
+        self._was_late = False  # a refresh, and it was said
         self._lag_steps = settings.refresh_lag_steps or settings.refresh_every_steps
         self._policy = RefreshPolicy(
             most_drift=settings.refresh_drift,
@@ -92,13 +96,13 @@ class Schedule:
         is_scheduled = steps_since == 0
         is_first_of_all = step == self._first
         is_saving = is_scheduled and not is_first_of_all and refreshes % settings.checkpoint_every_refreshes == 0
-        if self._asked is not None and (own_step == 0 or self._is_over(step, is_scheduled)):
+        if self._asked is not None and (own_step == 0 or self._is_over(step)):
             self._take_over(step)
         if (is_first_of_all and not self._can_go_on) or (is_scheduled and (own_step == 0 or self._waits())):
             self._refresh_now(step, is_saving)
         elif self._asked is not None:
             self._is_saving_late |= is_saving
-        elif is_scheduled or self._is_saving_late:
+        elif is_scheduled or self._is_saving_late or is_first_of_all:  # what a checkpoint beside was written with
             self._ask(step, is_saving=is_saving or self._is_saving_late)
         elif self._policy.is_checked_at(own_step) and self._is_too_stale(measure):
             if self._waits():
@@ -121,13 +125,25 @@ class Schedule:
     def _alone(self, step: int) -> int | None:
         return step // self._member_steps if len(self._encoder.members) > 1 else None
 
-    def _is_over(self, step: int, is_scheduled: bool) -> bool:
+    def _is_over(self, step: int) -> bool:
         """Whether what was asked for is taken over before this step."""
         assert self._asked is not None, "something was asked for"
-        if self._settings.refresh_wait == "never":
-            return bool(self._agree(int(self._rank == 0 and self._refresher.is_ready())))
-        # At a scheduled step nothing stays under way: a run that is resumed from its checkpoint would not know of it.
-        return is_scheduled or step == self._asked.step + self._lag_steps
+        if (step - self._asked.step) % self._lag_steps:
+            return False
+        if self._settings.refresh_wait != "never" or self._agree(int(self._rank == 0 and self._refresher.is_ready())):
+            return True
+        self._note_late(step, self._asked)
+        return False
+
+    def _note_late(self, step: int, asked: _Asked) -> None:
+        if self._rank == 0 and not self._was_late:
+            _log.warning(
+                "the refresh asked for at step %d is not ready at step %d: training goes on with the vectors that it "
+                'has, and the seed alone does not determine this run (train.refresh_wait = "late" waits)',
+                asked.step,
+                step,
+            )
+        self._was_late = True
 
     def _is_too_stale(self, measure: Callable[[], Staleness]) -> bool:
         return bool(self._agree(int(self._rank == 0 and self._policy.is_due(measure()))))

@@ -58,7 +58,7 @@ class Watch:
     found them last. Its timing is the mean of the steps since the line before, by stage.
     A line "refresh" at every refresh: accuracy and recall of the sample with the new vectors; stale_accuracy and
     stale_recall with the vectors that were served until then; overlap: mean share of the K facts that the new vectors
-    find which the old ones found too (the recall of the stale index).
+    find which the old ones found too (the recall of the stale index); made_at: the step whose model made the vectors.
     The timing of both has the generation that was searched as well, as that may differ between two runs of one seed.
     """
 
@@ -123,6 +123,7 @@ class Watch:
             "questions": len(fresh_QK),
             "held_out": int(self._sample.held_out),
             "facts": len(memory),
+            "made_at": self._fresh_at,
         }
         values |= _shares("", gold_ranks(fresh_QK, self._sample.gold_QG))
         if self._stale_QK is not None:

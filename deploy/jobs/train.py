@@ -58,7 +58,7 @@ def command(
     path = config_path or config_option
     if path is None or (config_path and config_option):
         raise click.UsageError("expected one configuration file, as CONFIG.toml or with --config")
-    logging.getLogger("trainer.loop").setLevel(logging.WARNING)  # also where those of libraries are not shown
+    logging.getLogger("trainer").setLevel(logging.WARNING)  # also where those of libraries are not shown
     config = load_config(_shipped(path) or path, overrides_of(settings, url, run_dir))
     refuse_lost({"--run": config.run_dir, "--memory": config.memory.url})
     result = train(config, resume=resume, progress=console.progress)

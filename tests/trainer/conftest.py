@@ -74,6 +74,7 @@ def run_config(world: Path, tmp_path: Path) -> Callable[..., RunConfig]:
                 "batch_questions": 32,
                 "k": 5,
                 "refresh_every_steps": 6,
+                "refresh_wait": "late",  # equal seeds, equal runs, also where steps take no time
                 "checkpoint_every_refreshes": 1,
                 "threads": 1,
             },

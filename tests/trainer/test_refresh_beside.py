@@ -13,7 +13,7 @@ from memory_store.storage import Storage
 from memory_store.upkeep import pins, sweep, unpin, verify_memory
 from trainer import step
 from trainer.checkpoint import newest_checkpoint
-from trainer.config import RunConfig
+from trainer.config import RunConfig, TrainConfig
 from trainer.encoders.base import Encoder
 from trainer.loop import train
 from trainer.metrics import read_metrics
@@ -29,7 +29,7 @@ BESIDE = {
     "refresh_lag_steps": 4,
     "checkpoint_every_refreshes": 3,
 }
-NEVER = {**BESIDE, "refresh_wait": "never", "refresh_lag_steps": 0}
+NEVER = {**BESIDE, "refresh_wait": "never"}
 MEASURED = ("drift", "index_recall")  # a resumed run has none until it looks again
 
 
@@ -80,6 +80,7 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
     awaited = threading.Event()
     settings = {**BESIDE, "refresh_lag_steps": lag}
     early, late = run_config("early", "m1", train=settings), run_config("late", "m2", train=settings)
+    never = run_config("never", "m3", train={**settings, "refresh_wait": "never"})
     begun = []
 
     def begin_and_finish(self: Refresher, **options: object) -> None:
@@ -90,7 +91,8 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
     with monkeypatch.context() as quick:
         quick.setattr(Refresher, "begin", begin_and_finish)
         train(early)
-    assert len(begun) == 5, "at 6, 12, 18, 24 and 30"
+        assert len(begun) == 5, "at 6, 12, 18, 24 and 30"
+        train(never)
 
     def embed_late(self: Refresher, *arguments: object) -> int:
         assert not is_beside() or awaited.wait(120)
@@ -107,6 +109,7 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
         slow.setattr(Refresher, "take_over", take_over_late)
         train(late)
     assert outcome(early) == outcome(late)
+    assert outcome(early) == outcome(never), "which was not asked to wait and did not have to"
     assert refreshed_at(late) == steps
     if lag:
         lines = [line for line in read_metrics(Path(late.run_dir)) if line["kind"] == "train"]
@@ -115,10 +118,11 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
     verify_memory(late.memory.url)
 
 
-@pytest.mark.parametrize(("members", "lag"), [(1, 4), (2, 0)])
+@pytest.mark.parametrize(("members", "lag", "saved_at"), [(1, 4, 19), (2, 0, 18 + 32)])
 def test_an_interrupted_run_that_refreshes_beside_resumes_to_the_same_result(
-    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, members: int, lag: int
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, members: int, lag: int, saved_at: int
 ) -> None:
+    """The checkpoint of step 18 waits for what drift asked for at step 15, where it is taken over after 4."""
     drift = {**BESIDE, "refresh_lag_steps": lag, "refresh_drift": 1e-6, "refresh_check_steps": 5}
     model = {"members": members}
     whole = run_config("whole", "m1", model=model, train=drift)
@@ -128,7 +132,7 @@ def test_an_interrupted_run_that_refreshes_beside_resumes_to_the_same_result(
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
     sweep(stopped.memory.url)  # the vectors that it goes on with are pinned
-    assert train(stopped, resume=True).resumed_from == 18 + 32 * (members - 1)
+    assert train(stopped, resume=True).resumed_from == saved_at
     assert outcome(stopped) == outcome(whole)
     verify_memory(stopped.memory.url)
     checkpoint = newest_checkpoint(Storage(stopped.run_dir))
@@ -152,10 +156,16 @@ def test_a_run_whose_vectors_were_swept_in_spite_of_it_resumes_by_embedding_anew
     verify_memory(config.memory.url)
 
 
-def test_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
-    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("lag", "taken_over"), [(0, [24, 30]), (5, [21, 26])])
+def test_by_default_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
+    run_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lag: int,
+    taken_over: list[int],
 ) -> None:
-    config = run_config(train=NEVER)
+    config = run_config(train={**NEVER, "refresh_lag_steps": lag})
+    assert config.train.refresh_wait == TrainConfig().refresh_wait
     begin, embed = Refresher.begin, Refresher._embed
     slow, saved, refreshers = threading.Event(), [], []
 
@@ -177,14 +187,18 @@ def test_training_goes_on_for_as_long_as_a_refresh_takes_and_saves_when_it_can(
     monkeypatch.setattr(Refresher, "begin", begin_and_note)
     monkeypatch.setattr(Refresher, "_embed", embed_slowly)
     with monkeypatch.context() as interrupted:
-        steps = Steps(interrupted, at={20: get_ready, 22: get_ready, 26: interrupt})
+        steps = Steps(interrupted, at={20: get_ready, 25: get_ready, 31: interrupt})
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    assert steps.done == 26
-    assert refreshed_at(config)[:2] == [0, 21]
+    assert steps.done == 31
+    lines = [line for line in read_metrics(Path(config.run_dir)) if line["kind"] == "refresh"]
+    assert [line["step"] for line in lines] == [0, *taken_over]
+    assert [line["made_at"] for line in lines] == [0, 6, taken_over[0]]
     assert saved[:2] == [False, True], "the checkpoint of step 18 was due while the first one was under way"
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "trainer.schedule"]
+    assert f"asked for at step 6 is not ready at step {6 + (lag or 6)}" in said
     result = train(config, resume=True)
-    assert result.resumed_from == 21
+    assert result.resumed_from == taken_over[0]
     assert result.steps == 32
     verify_memory(config.memory.url)
     assert list(pins(Storage(config.memory.url)).values()) == [result.generation]
@@ -225,7 +239,7 @@ def test_a_run_that_ends_early_ends_the_refresh_that_nobody_waits_for(
 
 
 @pytest.mark.parametrize(
-    "train", [{"refresh_lag_steps": 7}, {"refresh_lag_steps": -1}, {"refresh_lag_steps": 2, "refresh_wait": "never"}]
+    "train", [{"refresh_lag_steps": 7}, {"refresh_lag_steps": -1}, {"refresh_lag_steps": 2, "refresh_wait": "always"}]
 )
 def test_a_lag_that_cannot_be_kept_is_refused(run_config: MakeConfig, train: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="refresh_lag_steps"):

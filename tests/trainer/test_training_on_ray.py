@@ -77,7 +77,7 @@ def test_two_workers_take_the_same_vectors_over_when_drift_asked_for_them(run_co
         "refresh_drift": 1e-6,
         "refresh_check_steps": 4,
         "refresh_wait": wait,
-        "refresh_lag_steps": 3 if wait == "late" else 0,
+        "refresh_lag_steps": 3,
     }
     config = run_config(train=train_section)
     result = train(config)
