@@ -85,7 +85,7 @@ def _content(features: pa.ChunkedArray) -> str:
     return digest.hexdigest()
 
 
-class _Closed(Exception):
+class _Abandoned(Exception):
     """Nobody waits for this refresh any more."""
 
 
@@ -106,7 +106,7 @@ class Refresher:
         self._dtype = dtype
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="hmn-refresh")
         self._begun: Future[int] | None = None
-        self._is_closed = False
+        self._is_abandoned = False
 
     def refresh(self, committed: Callable[[int], None] | None = None, *, member: int | None = None) -> int:
         """Embed all facts as the encoder, or one member of it, is now; commit, serve; returns the generation."""
@@ -147,9 +147,22 @@ class Refresher:
         unpin(self._storage, self._coming)
         return generation
 
+    def abandon(self) -> None:
+        """End what was begun, after the part of facts that it is at: its result is not wanted. Raises what it met."""
+        begun, self._begun = self._begun, None
+        self._is_abandoned = True
+        try:
+            if begun is not None:
+                begun.result()
+        except _Abandoned:
+            pass
+        finally:
+            self._is_abandoned = False
+            unpin(self._storage, self._coming)
+
     def close(self) -> None:
         """End what was begun and not taken over, after the part of facts that it is at; it commits nothing."""
-        self._is_closed = True
+        self._is_abandoned = True
         self._beside.shutdown(wait=True)
         unpin(self._storage, self._coming)
 
@@ -167,8 +180,8 @@ class Refresher:
         return done.generation
 
     def _go_on(self, task: str, done: int, total: int | None = None, **_: str) -> None:
-        if self._is_closed:
-            raise _Closed
+        if self._is_abandoned:
+            raise _Abandoned
 
     def _serve(self, generation: int) -> int:
         self._memory.refresh(generation)

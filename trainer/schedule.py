@@ -96,7 +96,9 @@ class Schedule:
         is_scheduled = steps_since == 0
         is_first_of_all = step == self._first
         is_saving = is_scheduled and not is_first_of_all and refreshes % settings.checkpoint_every_refreshes == 0
-        if self._asked is not None and (own_step == 0 or self._is_over(step)):
+        if own_step == 0:
+            self._abandon()
+        elif self._asked is not None and self._is_over(step):
             self._take_over(step)
         if (is_first_of_all and not self._can_go_on) or (is_scheduled and (own_step == 0 or self._waits())):
             self._refresh_now(step, is_saving)
@@ -112,8 +114,7 @@ class Schedule:
 
     def finish(self, total: int) -> int:
         """Embed the memory by the trained model, save it, and return that generation."""
-        if self._asked is not None:
-            self._take_over(total)
+        self._abandon()
         if total > self._first:
             self._refresh(None, watched_at=total)
             self._save(total)
@@ -201,6 +202,12 @@ class Schedule:
         self._served_step = asked.step
         if self._watch is not None:
             self._watch.refreshed(step, self._memory, encode, as_of=asked.step)
+
+    def _abandon(self) -> None:
+        """What was asked for is not taken over: the memory is about to be embedded by what was learnt since."""
+        if self._asked is not None and self._rank == 0:
+            self._refresher.abandon()
+        self._asked = None
 
     def _serve(self, generation: int, member: int | None) -> None:
         """All workers search what rank 0 committed from here on."""

@@ -72,11 +72,11 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("lag", "steps"), [(4, [0, 10, 16, 22, 28, 32, 32]), (0, [0, 12, 18, 24, 30, 32, 32])])
+@pytest.mark.parametrize(("lag", "steps"), [(4, [0, 10, 16, 22, 28, 32]), (0, [0, 12, 18, 24, 30, 32])])
 def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
     run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, lag: int, steps: list[int]
 ) -> None:
-    begin, take_over, embed = Refresher.begin, Refresher.take_over, Refresher._embed
+    begin, take_over, abandon, embed = Refresher.begin, Refresher.take_over, Refresher.abandon, Refresher._embed
     awaited = threading.Event()
     settings = {**BESIDE, "refresh_lag_steps": lag}
     early, late = run_config("early", "m1", train=settings), run_config("late", "m2", train=settings)
@@ -104,8 +104,13 @@ def test_a_refresh_that_is_ready_at_once_and_one_that_is_late_give_the_same_run(
         awaited.clear()
         return generation
 
+    def abandon_late(self: Refresher) -> None:
+        awaited.set()
+        abandon(self)
+
     with monkeypatch.context() as slow:
         slow.setattr(Refresher, "_embed", embed_late)
+        slow.setattr(Refresher, "abandon", abandon_late)
         slow.setattr(Refresher, "take_over", take_over_late)
         train(late)
     assert outcome(early) == outcome(late)
@@ -219,9 +224,9 @@ def test_what_a_refresh_beside_meets_ends_the_run_where_it_is_taken_over(
         train(run_config(train=BESIDE))
 
 
-def test_a_run_that_ends_early_ends_the_refresh_that_nobody_waits_for(
-    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a refresh beside has begun, and none of them is ever done."""
     original, begun = trainer.refresh.embed, threading.Event()
 
     def never_done(*arguments: object, progress: Progress, **options: object) -> object:
@@ -232,10 +237,28 @@ def test_a_run_that_ends_early_ends_the_refresh_that_nobody_waits_for(
             progress("embed", 0, 1)
 
     monkeypatch.setattr(trainer.refresh, "embed", never_done)
+    return begun
+
+
+def test_a_run_that_ends_early_ends_the_refresh_that_nobody_waits_for(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, begun: threading.Event
+) -> None:
     Steps(monkeypatch, at={8: interrupt})
     with pytest.raises(KeyboardInterrupt):
         train(run_config(train=BESIDE))
     assert begun.is_set()
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_is_under_way_when_a_model_is_trained_is_not_waited_for(
+    run_config: MakeConfig, begun: threading.Event, members: int
+) -> None:
+    config = run_config(model={"members": members}, train={**BESIDE, "max_steps": 8})
+    assert train(config).generation > 0
+    assert begun.is_set()
+    assert refreshed_at(config) == [0, *[8] * (members - 1), 8 * members]
+    assert len(pins(Storage(config.memory.url))) == 1
+    verify_memory(config.memory.url)
 
 
 @pytest.mark.parametrize(
