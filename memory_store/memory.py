@@ -31,8 +31,9 @@ from memory_store.mips.registry import INDEXES
 from memory_store.notebook import html_pairs
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial
+from memory_store.progress import Progress, silent
 from memory_store.recall import pooled
-from memory_store.reembed import Encode
+from memory_store.reembed import Encode, Reembedding
 from memory_store.reindex import plan_reindex, run_reindex
 from memory_store.reindex_steps import MemoryReindex
 from memory_store.requests import checked_ids, checked_k, checked_queries, parse_partial
@@ -275,17 +276,18 @@ class Memory:
         dtype: str | None = None,
         least_recall: float = 0.0,
         move: bool = False,
+        progress: Progress = silent,
     ) -> int:
         """Embed all facts anew, build another index, or divide the rows otherwise; returns the generation served.
 
         Everything is made beside what serves and verified (counts, checksums, recall on sampled vectors of at least
-        least_recall against brute force); then all shards switch in one step. Search and writes never stop, and what
-        is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D]; fingerprint: its
-        name, by which a run that was killed goes on and a memory that it embedded already, in that dtype, is left as it
-        is. dtype: of the new vectors as stored; by default as the memory has it. move: start other shards even where
-        index and number stay, on the nodes that take shards now. Raises ReindexRunning while
-        another one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index
-        and a number of shards are this memory's: whoever opens it chooses their own.
+        least_recall against brute force); then it is committed, and all shards switch in one step. Search and writes
+        never stop, and what is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D];
+        fingerprint: its name, by which a run that was killed goes on and a memory that it embedded already, in that
+        dtype, is left as it is. dtype: of the new vectors as stored; by default as the memory has it. move: start other
+        shards even where index and number stay, on the nodes that take shards now. Raises ReindexRunning while another
+        one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index and a
+        number of shards are this memory's: whoever opens it chooses their own.
         """
         self._writable()
         if shards is not None and shards < 1:
@@ -306,7 +308,10 @@ class Memory:
                 served_shards=engine.shards,
                 move=move,
             )
-            run_reindex(plan, MemoryReindex(self, encode, fingerprint, dtype, least_recall))
+            embedding = None
+            if encode is not None:
+                embedding = Reembedding(self._storage, encode, fingerprint=fingerprint, dtype=dtype, progress=progress)
+            run_reindex(plan, MemoryReindex(self, embedding, least_recall))
             return self.generation
         finally:
             self._reindex_lock.release()
@@ -364,7 +369,8 @@ class Memory:
         while True:
             wanted = read_manifest(self._storage, generation)
             self._lease.hold([*served, wanted.generation])
-            if wanted.generation in generations(self._storage):  # else a sweep ran before it could see the lease
+            # Else a sweep ran before it could see the lease. What is proposed is not swept.
+            if wanted.generation < 0 or wanted.generation in generations(self._storage):
                 break
         try:
             yield wanted

@@ -48,7 +48,16 @@ from memory_store.writer import PART_ROWS, as_facts, check_fact_ids
 
 # N facts of a write, D dimension, C fact ids to locate
 
-__all__ = ["Locate", "Located", "commit_change", "delete_facts", "locate_on_disk", "upsert_facts", "write_tombstones"]
+__all__ = [
+    "Locate",
+    "Located",
+    "change_of_current",
+    "commit_change",
+    "delete_facts",
+    "locate_on_disk",
+    "upsert_facts",
+    "write_tombstones",
+]
 
 _ATTEMPTS = 60
 _LONGEST_PAUSE_S = 0.5
@@ -176,6 +185,19 @@ def locate_on_disk(storage: Storage, manifest: Manifest, fact_ids_C: NDArray[np.
     return located
 
 
+def change_of_current(
+    storage: Storage, change_for: Callable[[Manifest], Change | None]
+) -> tuple[Manifest, Change | None]:
+    """The current generation and what `change_for` makes of it. Raises what change_for raises."""
+    while True:
+        current = read_manifest(storage)
+        try:
+            return current, change_for(current)
+        except (CorruptFile, GenerationNotFound, FileNotFoundError):
+            if current_generation(storage) == current.generation:
+                raise  # else it was superseded and swept while we read it: nothing is corrupt
+
+
 def commit_change(
     storage: Storage,
     change_for: Callable[[Manifest], Change | None],
@@ -192,13 +214,7 @@ def commit_change(
     for attempt in range(_ATTEMPTS):
         if attempt:  # a random pause, so that two writers do not meet again and again
             sleep(random.uniform(0.0, min(0.005 * 2**attempt, _LONGEST_PAUSE_S)))
-        current = read_manifest(storage)
-        try:
-            change = change_for(current)
-        except (CorruptFile, GenerationNotFound, FileNotFoundError):
-            if current_generation(storage) == current.generation:
-                raise
-            continue  # superseded and swept while we read it: nothing is corrupt
+        current, change = change_of_current(storage, change_for)
         if change is None:
             return current
         new = apply_change(current, change, commit_id=commit_id, note=note[:500])
