@@ -231,9 +231,9 @@ class Memory:
         optional. vectors: finite floats [n, dim], made by the encoder of the generation served. On return the facts are
         durable, and visible on all shards of this memory; other processes see them at their refresh. The main index is
         not rebuilt: fresh rows are searched exactly beside it. Thousands of rows at once cost little more than one.
-        Raises InputError, DuplicateFact, DimensionMismatch, InvalidVectors, NoVectors, StorageFailed, and
-        GenerationConflict if the memory was embedded by another encoder since; then nothing has changed. CommitUnknown
-        if that cannot be told; the same call again is safe.
+        Raises InputError, DuplicateFact, DimensionMismatch, InvalidVectors, NoVectors, StorageFailed, ShardUnavailable,
+        and GenerationConflict if the memory was embedded by another encoder since; then nothing has changed.
+        CommitUnknown if that cannot be told; the same call again is safe.
         """
         made_for = self._writable()
         with self._write_lock:
@@ -245,7 +245,8 @@ class Memory:
     def delete(self, fact_ids: ArrayLike, *, note: str | None = None) -> int:
         """Delete facts; returns the generation without them, durable and visible as for `upsert`.
 
-        Raises UnknownFact, deleting nothing, if an id is not in the newest generation; StorageFailed, CommitUnknown.
+        Raises UnknownFact, deleting nothing, if an id is not in the newest generation; StorageFailed, ShardUnavailable,
+        CommitUnknown.
         """
         self._writable()
         with self._write_lock:
@@ -336,7 +337,8 @@ class Memory:
     def _locate(self, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
         def ask(state: State) -> Located:
             coordinator = state[0].coordinator
-            coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+            if manifest.generation != state[2].generation:  # what serves is loaded; after a restart, at this call
+                coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
             part_C, row_C = coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
             return Located(part_C=part_C, row_C=row_C)
 
