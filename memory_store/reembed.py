@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from memory_store.manifest import (
 )
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_table, write_part
 from memory_store.progress import Progress, silent
+from memory_store.receipts import part_of, read_receipt
 from memory_store.reembed_claim import Claim, claim, delete_receipts, leave, release
 from memory_store.storage import Storage
 from memory_store.vectors import StoredVectors, max_norm, stored_vectors
@@ -169,7 +170,7 @@ class Reembedding:
         # The id is of this re-index alone: no file that a generation names is ever written again.
         name = f"{claimed.prefix}-{xxhash.xxh3_64_hexdigest(f'{part.path} {part.checksum}'.encode())}"
         receipt, path = f"staging/{name}.json", f"vectors/{name}.arrow"
-        known = _received(storage, receipt)
+        known = read_receipt(storage, receipt, _parsed)
         if known is not None and storage.exists(path) and storage.size(path) == known.part.bytes:
             return known
         facts = open_part(storage, part, FACTS_SCHEMA)
@@ -217,12 +218,5 @@ def _at_once(seconds: float) -> None:
     """No pause before another try: whatever others commit in it is to be embedded too, and they would stay ahead."""
 
 
-def _received(storage: Storage, receipt: str) -> _Embedded | None:
-    """What a run before this one noted of a part; None if it noted nothing that can be read."""
-    if not storage.exists(receipt):
-        return None
-    try:
-        fields = json.loads(storage.read_bytes(receipt))
-        return _Embedded(part=Part(**fields["part"]), max_norm=float(fields["max_norm"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+def _parsed(fields: Any) -> _Embedded:
+    return _Embedded(part=part_of(fields["part"]), max_norm=float(fields["max_norm"]))

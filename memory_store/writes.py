@@ -55,6 +55,7 @@ __all__ = [
     "commit_change",
     "delete_facts",
     "locate_on_disk",
+    "same_encoder",
     "upsert_facts",
     "write_tombstones",
 ]
@@ -139,11 +140,13 @@ def delete_facts(
     fact_ids: ArrayLike,
     *,
     locate: Locate,
+    serves: Callable[[], Manifest | None] | None = None,
     note: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Manifest:
     """Delete facts; returns the generation without them. Ids may repeat. UnknownFact, and nothing deleted, for an id
-    that the memory does not hold. Otherwise as upsert_facts.
+    that the memory does not hold. serves: says what the caller serves, None where that does not matter; if the memory
+    has been embedded by another encoder since, that is a GenerationConflict. Otherwise as upsert_facts.
     """
     fact_ids_N = np.unique(np.asarray(fact_ids, dtype=np.int64))
     if not len(fact_ids_N):
@@ -153,6 +156,13 @@ def delete_facts(
 
     def change(current: Manifest) -> Change | None:
         nonlocal seen_N
+        served = serves() if serves is not None else None
+        if served is not None and served.generation < current.generation and not same_encoder(served, current):
+            raise GenerationConflict(
+                f"expected vectors of {_encoder_of(served)}, which are served in generation {served.generation} of "
+                f"{storage.shown}, found generation {current.generation} with those of {_encoder_of(current)}: it was "
+                "embedded by another encoder since, and nothing is deleted; call refresh(), then delete again"
+            )
         places = locate(current, fact_ids_N)
         found_N = places.part_C >= 0
         unknown_N = fact_ids_N[~found_N & ~seen_N]
@@ -166,6 +176,15 @@ def delete_facts(
 
     said = f"delete of {len(fact_ids_N):,} facts" if note is None else note
     return write.commit(change, note=said, sleep=sleep)
+
+
+def same_encoder(one: Manifest, other: Manifest) -> bool:
+    """Whether a query that was made for the vectors of one generation means the same to those of the other."""
+    return (one.encoder, one.dim) == (other.encoder, other.dim)
+
+
+def _encoder_of(manifest: Manifest) -> str:
+    return manifest.encoder or ("an encoder without a name" if manifest.dim else "no encoder")
 
 
 def locate_on_disk(storage: Storage, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
