@@ -72,9 +72,9 @@ class EarlierVectors:
             return None
         try:
             vectors = open_part(storage, known, vectors_schema(self.dim, self.dtype))
+            return WholePart(part=known, max_norm=max_norm(vectors_of(vectors)))
         except HmnError:
             return None
-        return WholePart(part=known, max_norm=max_norm(vectors_of(vectors)))
 
     def copy_into(self, storage: Storage, facts: pa.Table, vectors_ND: StoredVectors) -> NDArray[np.bool_]:
         """Fill in the vectors of those facts that the earlier generation held in the same words: which they are, [N].

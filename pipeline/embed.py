@@ -38,8 +38,8 @@ class EmbedSummary:
     """What an embedding did. generation: the one that holds the vectors; committed: whether this call made it.
 
     embedded_parts: of `parts`, those that this call wrote; the others were there, from a call that was killed or in an
-    earlier generation. computed: rows that the encoder was asked for; reused: those whose vectors are an earlier
-    generation's, by the same encoder of the same words.
+    earlier generation. computed: rows that the encoder was asked for; reused: those whose vectors are taken from an
+    earlier generation, where the same encoder made them from the same words.
     """
 
     generation: int
