@@ -39,7 +39,8 @@ __all__ = ["command", "make_embedder"]
 def command(console: Console, url: str, run_dir: str, dtype: str | None, backend: str, workers: int | None) -> None:
     """Embed every fact of the memory with the model of RUN and commit the vectors as the next generation.
 
-    A run that was killed finishes the missing parts only; a memory that this model embedded already stays as it is.
+    A run that was killed finishes the missing parts only; a memory that this model embedded already stays as it is, and
+    facts that it embedded in an earlier generation, in the same words, are not embedded again.
     """
     from memory_store.reembed_claim import refuse_beside_another
     from memory_store.storage import Storage
@@ -67,7 +68,8 @@ def command(console: Console, url: str, run_dir: str, dtype: str | None, backend
             {
                 "memory": f"{url}, generation {summary.generation}",
                 "facts": f"{summary.facts:,} in {duration(summary.seconds)} ({summary.facts_per_second:,.0f} a second)",
-                "parts": f"{summary.embedded_parts} embedded now, of {summary.parts}",
+                "embedded": f"{summary.computed:,} facts; {summary.reused:,} as an earlier generation has them",
+                "parts": f"{summary.embedded_parts} written now, of {summary.parts}",
                 "dimension": encoder.dim,
                 "size": size(summary.bytes),
             }

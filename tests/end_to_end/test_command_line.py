@@ -199,6 +199,10 @@ def test_another_memory_is_embedded_by_the_model_and_then_asked(
     assert not asked(["embed", "--memory", memory, "--model", str(world / "run")], capsys)["committed"]
     (answer,) = asked(ask, capsys)["answers"]
     assert answer["facts"][0]["objects"] == ["Xanten"]
+    (tmp_path / "one.tsv").write_text("y\tborn_in\tw\n")
+    asked(["ingest", str(tmp_path / "one.tsv"), "--memory", memory], capsys)
+    assert run(hmn, ["embed", "--memory", memory, "--model", str(world / "run")]) == 0
+    assert "1 facts; 1 as an earlier generation has them" in capsys.readouterr().out
 
 
 def test_vectors_of_another_dimension_or_model_are_refused(

@@ -34,6 +34,11 @@ def build(name, count):
     ingest(path, url, segment_bytes=2**18, rows_per_part=4096)
     encode = lambda facts: np.full((facts.num_rows, 128), 0.5, dtype=np.float32)
     embed(url, lambda: encode, fingerprint="half", dim=128)
+    with open(path, "w") as file:
+        print("another", "Another", "relation", "o", "Object", sep="\\t", file=file)
+    ingest(path, url, segment_bytes=2**18, rows_per_part=4096)
+    summary = embed(url, lambda: encode, fingerprint="half", dim=128)
+    assert (summary.computed, summary.reused) == (1, count), summary
     return read_manifest(Storage(url))
 
 build("warm", 5000)  # libraries are loaded, threads have their stacks
@@ -58,7 +63,7 @@ def test_ingest_and_embed_of_more_than_the_memory_they_may_take_succeed(tmp_path
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["facts"] == TRIPLES
+    assert found["facts"] == TRIPLES + 1
     assert found["bytes"] > 1.5 * ALLOWED_BYTES, "all at once would not have fitted"
 
 
