@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -22,12 +23,13 @@ from memory_store.manifest import (
     read_manifest,
     withdraw,
 )
-from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, vectors_table, write_part
+from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, take_rows, vectors_table, write_part
 from memory_store.progress import Progress, silent
 from memory_store.receipts import part_of, read_receipt
 from memory_store.reembed_claim import Claim, claim, delete_receipts, leave, release
+from memory_store.reuse import EarlierVectors, earlier_vectors
 from memory_store.storage import Storage
-from memory_store.vectors import StoredVectors, max_norm, stored_vectors
+from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
 from memory_store.writes import change_of_current, commit_change
 
 # N facts of a part, D dimension
@@ -68,7 +70,8 @@ class Reembedding:
 
     Facts that others upsert meanwhile are embedded too, and what they delete stays deleted: the commit is of the newest
     generation, whatever that is by then. fingerprint: names the encoder; a memory embedded by it already stays as it
-    is, and a run that was killed or failed goes on where it was. None: embed everything, under a name of its own.
+    is, a run that was killed or failed goes on where it was, and what an earlier generation has of the same facts by
+    that encoder is taken over. None: embed everything, under a name of its own.
     dtype: as the memory has it by default. Until `commit` returns, the memory is as it was.
     """
 
@@ -89,6 +92,8 @@ class Reembedding:
         self._claim: Claim | None = None
         self._proposed: Manifest | None = None
         self._is_committing = False
+        self._earlier = EarlierVectors()
+        self._reading = ExitStack()  # of the generation that has them
         self._done: dict[Part, _Embedded] = {}
         self._dims: dict[Part, int] = {}
 
@@ -106,6 +111,10 @@ class Reembedding:
             return None
         self._claim = claim(self._storage, self._fingerprint, dtype)
         withdraw(self._storage)  # what one that was killed had proposed
+        if self._fingerprint is not None:
+            self._earlier = self._reading.enter_context(
+                earlier_vectors(self._storage, now, encoder=self._fingerprint, dtype=dtype)
+            )
         current, change = change_of_current(self._storage, self._change)
         if change is None:
             return None
@@ -173,23 +182,12 @@ class Reembedding:
         known = read_receipt(storage, receipt, _parsed)
         if known is not None and storage.exists(path) and storage.size(path) == known.part.bytes:
             return known
+        whole = self._earlier.whole(storage, part)
+        if whole is not None:
+            return _Embedded(part=whole.part, max_norm=whole.max_norm)
         facts = open_part(storage, part, FACTS_SCHEMA)
-        blocks = []
-        for start in range(0, facts.num_rows, _FACTS_AT_ONCE):
-            batch = facts.slice(start, _FACTS_AT_ONCE)
-            given = np.asarray(self._encode(batch))
-            if given.ndim != 2 or len(given) != batch.num_rows:
-                raise InvalidVectors(
-                    f"expected one vector for each of {batch.num_rows:,} facts, found shape {list(given.shape)}; "
-                    "fix encode"
-                )
-            blocks.append(stored_vectors(given, given.shape[1], claimed.dtype))
-            if blocks[-1].shape[1] != blocks[0].shape[1]:
-                raise DimensionMismatch(
-                    f"expected vectors of dimension {blocks[0].shape[1]}, found {blocks[-1].shape[1]}"
-                )
         fact_id_N = fact_ids_of(facts)
-        vectors_ND: StoredVectors = np.concatenate(blocks)  # type: ignore[assignment]  # all blocks are of one type
+        vectors_ND = self._vectors(facts, claimed.dtype)
         embedded = _Embedded(
             max_norm=max_norm(vectors_ND, fact_id_N),
             part=write_part(storage, path, vectors_table(fact_id_N, vectors_ND)),
@@ -197,9 +195,39 @@ class Reembedding:
         storage.write_atomic(receipt, json.dumps(asdict(embedded)).encode())
         return embedded
 
+    def _vectors(self, facts: pa.Table, dtype: str) -> StoredVectors:
+        """Of all facts of a part: those that an earlier generation has of the same encoder, the others made now."""
+        earlier = self._earlier
+        earlier_ND: StoredVectors = np.empty((facts.num_rows, earlier.dim), DTYPES[dtype])
+        made_N = np.ones(facts.num_rows, dtype=np.bool_)
+        if earlier.generation is not None:
+            made_N = ~earlier.copy_into(self._storage, facts, earlier_ND)
+        if not made_N.any():
+            return earlier_ND
+        wanted = facts if made_N.all() else take_rows(facts, np.flatnonzero(made_N))
+        blocks = []
+        for start in range(0, wanted.num_rows, _FACTS_AT_ONCE):
+            batch = wanted.slice(start, _FACTS_AT_ONCE)
+            given = np.asarray(self._encode(batch))
+            if given.ndim != 2 or len(given) != batch.num_rows:
+                raise InvalidVectors(
+                    f"expected one vector for each of {batch.num_rows:,} facts, found shape {list(given.shape)}; "
+                    "fix encode"
+                )
+            blocks.append(stored_vectors(given, given.shape[1], dtype))
+            dim = blocks[0].shape[1] if made_N.all() else earlier.dim
+            if blocks[-1].shape[1] != dim:
+                raise DimensionMismatch(f"expected vectors of dimension {dim}, found {blocks[-1].shape[1]}")
+        made_ND: StoredVectors = np.concatenate(blocks)  # type: ignore[assignment]  # all blocks are of one type
+        if made_N.all():
+            return made_ND
+        earlier_ND[made_N] = made_ND
+        return earlier_ND
+
     def _end(self, *, is_committed: bool) -> None:
         claimed, self._claim = self._claim, None
         assert claimed is not None, "what is not claimed does not end"
+        self._reading.close()
         storage = self._storage
         if self._proposed is not None:
             withdraw(storage, self._proposed.generation)

@@ -188,3 +188,28 @@ def test_another_encoder_forgets_what_one_that_failed_had_noted(thirty: Storage)
     assert len(thirty.list("staging")) == 3
     reembed(thirty, encode, fingerprint="another")
     assert thirty.list("staging") == []
+
+
+def test_an_encoder_that_embedded_the_memory_before_embeds_what_changed_since(thirty: Storage) -> None:
+    def double(facts: pa.Table) -> np.ndarray:
+        return 2 * encode(facts)
+
+    embedded: list[int] = []
+
+    def noting(facts: pa.Table) -> np.ndarray:
+        embedded.extend(facts["fact_id"].to_pylist())
+        return encode(facts)
+
+    with open_memory(thirty.url) as memory:
+        memory.reindex(encode, fingerprint="mod")
+        first = memory.vectors(range(30))
+        memory.reindex(double, fingerprint="double")
+        memory.upsert(pa.table({"fact_id": [5, 77], "subject": ["other", "new"]}), np.ones((2, 2), np.float32))
+        memory.delete([8])
+        memory.compact()
+        memory.reindex(noting, fingerprint="mod")
+        assert embedded == [5, 77]
+        left = [n for n in range(30) if n != 8]
+        np.testing.assert_array_equal(memory.vectors(left), first[left])
+        np.testing.assert_array_equal(memory.vectors([77]), [[0, 2]])
+    assert verify_memory(thirty).problems == ()
