@@ -1,0 +1,68 @@
+"""Whether a main index goes on serving a newer generation: which of its rows that one wants; pure arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory_store.manifest_format import Manifest, Part
+from memory_store.placement import Slice
+
+__all__ = ["MOST_BESIDE", "MOST_GONE", "Piece", "gaps", "pays", "pieces_of"]
+
+MOST_BESIDE = 0.1
+MOST_GONE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows [start, stop) of a part of facts and of the vectors part beside it, if there is one.
+
+    Parts carry their checksum: two generations that name a part mean the same rows, byte for byte.
+    """
+
+    facts: Part
+    vectors: Part | None
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def pieces_of(manifest: Manifest, slices: Sequence[Slice]) -> tuple[Piece, ...]:
+    """The slices of a generation, named so that they can be told in another one."""
+    return tuple(
+        Piece(
+            facts=manifest.facts[piece.part],
+            vectors=manifest.vectors[piece.part] if manifest.vectors else None,
+            start=piece.start,
+            stop=piece.stop,
+        )
+        for piece in slices
+    )
+
+
+def gaps(wanted: Sequence[Piece], held: Sequence[Piece]) -> list[tuple[int, int, int]]:
+    """The rows of `wanted` that `held` has not: (position in `wanted`, first row in the part, end), in order."""
+    held_of: dict[tuple[Part, Part | None], list[tuple[int, int]]] = {}
+    for piece in held:
+        held_of.setdefault((piece.facts, piece.vectors), []).append((piece.start, piece.stop))
+    found = []
+    for number, piece in enumerate(wanted):
+        at = piece.start
+        for start, stop in sorted(held_of.get((piece.facts, piece.vectors), ())):
+            if at < min(start, piece.stop):
+                found.append((number, at, min(start, piece.stop)))
+            at = max(at, stop)
+        if at < piece.stop:
+            found.append((number, at, piece.stop))
+    return found
+
+
+def pays(rows: int, *, beside: int, gone: int) -> bool:
+    """Whether an index over so many rows, of which some are gone, is kept for a generation with some rows beside it.
+
+    An index that is not kept is built anew at a cost that follows its rows. As long as that happens only after a share
+    of them has changed, building costs a constant for each row written or deleted.
+    """
+    return beside <= MOST_BESIDE * rows and gone <= MOST_GONE * rows
