@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from memory_store.delta import is_in, search_live, search_rows
@@ -55,11 +56,12 @@ class SeenRows:
 
     def __init__(self, held: HeldRows, dead_M: NDArray[np.int64], part_by_piece: Sequence[int]) -> None:
         """dead_M: numbers of the rows that it does not see, sorted. part_by_piece: the position of the part of each
-        piece in its manifest; any number for a piece of which it sees nothing."""
+        piece in its manifest; -1 for one that it does not name."""
         self.held = held
         self._dead_M = dead_M
         self._dead_ids_M = np.sort(held.rows.vectors.fact_ids_N[dead_M])
         self._part_by_piece = np.array(part_by_piece, dtype=np.int64)
+        self._facts_are_open = False
 
     @property
     def num_rows(self) -> int:
@@ -84,6 +86,14 @@ class SeenRows:
             live_F = ~is_in(rows_F, self._dead_M)
             positions_F, rows_F = positions_F[live_F], rows_F[live_F]
         return positions_F, rows_F
+
+    def take_facts(self, rows_F: NDArray[np.int64], columns: Sequence[str] | None) -> pa.Table:
+        """The facts of live rows; see Rows.take_facts. The first call opens all parts that the generation names, while
+        it is leased, and never one that it does not name: that may be swept."""
+        if not self._facts_are_open:
+            self.held.rows.open_facts(np.flatnonzero(self._part_by_piece >= 0).tolist())
+            self._facts_are_open = True
+        return self.held.rows.take_facts(rows_F, columns)
 
     def places(self, rows_F: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(position [F] of the part in the manifest, row [F] in that part) of live rows."""

@@ -92,10 +92,15 @@ class Rows:
     def nbytes(self) -> int:
         return sum(chunk.nbytes for chunk in self.vectors.chunks) + 3 * self.vectors.fact_ids_N.nbytes
 
+    def open_facts(self, numbers: Sequence[int]) -> None:
+        """Map the facts of these pieces, for every later take_facts."""
+        for number in numbers:
+            self._facts_of(number)
+
     def take_facts(self, rows_F: NDArray[np.int64], columns: Sequence[str] | None) -> pa.Table:
         """The facts of rows [F], in the order asked, as copies that outlive the mapping; columns None: all.
 
-        Opens the parts that hold these rows and no others: those of rows that are gone may be swept.
+        Opens no parts but those that hold these rows.
         """
         piece_F, row_F = self.places(rows_F)
         pieces = np.unique(piece_F)

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from memory_store.errors import NoVectors
 from memory_store.held_rows import HeldRows, SeenRows
-from memory_store.index_files import IndexedRows, open_index
-from memory_store.index_names import main_name, main_parts
+from memory_store.index_files import IndexedRows, index_path, open_index
+from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
 from memory_store.keeping import Piece, gaps, pays, pieces_of
 from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.approximate import ApproximateIndex
-from memory_store.mips.registry import build_index
+from memory_store.mips.base import parse_index
+from memory_store.mips.registry import INDEXES, build_index
 from memory_store.parts import FACTS_SCHEMA, dead_rows
 from memory_store.placement import Slice, place
 from memory_store.recall import RecallReport
@@ -68,7 +69,8 @@ class CopyStats:
 class ShardStats:
     """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller.
 
-    rows: live ones; fresh_rows: those of them that are searched beside the main index.
+    rows: live ones; fresh_rows: those of them that are searched beside the main index: written since the last
+    compaction, or so few that an approximate index was not built anew for them.
     recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
     device: where the main index is scanned: "cpu", or a GPU.
     copies: where a shard is served more than once; the line is then that of the first copy that serves, restarts are
@@ -211,19 +213,40 @@ class _Snapshot:
     def _new_main(self, slices: Sequence[Slice], before: HeldRows | None) -> HeldRows:
         """before: what served until now, whose index knows the effort that its target takes."""
         config, manifest = self._config, self.manifest
+        of_all = main_parts(manifest)
+        count = self._saved_parts(of_all, slices) or len(of_all)
+        slices = [piece for piece in slices if piece.part < count] if of_all else slices
         rows = Rows(self._storage, manifest, slices, self._dead, without_dead=False, threads=config.threads)
         if not rows.vectors.chunks:
             return HeldRows(rows, None)
-        indexed = IndexedRows(
-            main=main_name(main_parts(manifest)),
-            slices=tuple((manifest.vectors[piece.part].checksum, piece.start, piece.stop) for piece in slices),
-        )
+        indexed = _indexed(of_all[:count], slices)
         index = open_index(self._storage, config.index, rows.vectors, config.threads, indexed)
         if isinstance(index, ApproximateIndex) and config.recall_share > 0:
             index.measure_recall(config.recall_share, config.target_recall)
             if config.target_recall is not None and before is not None:
                 index.go_on_from(before.index)
         return HeldRows(rows, index)
+
+    def _saved_parts(self, of_all: Sequence[Part], slices: Sequence[Slice]) -> int | None:
+        """How many of the main parts, the first ones, an approximate index covers that was saved before the others
+        came, if so few came that a shard that has it would keep it; None if there is none."""
+        if not of_all or INDEXES[parse_index(self._config.index, INDEXES).name].exact:
+            return None
+        saved = set(self._storage.list(INDEX_FOLDER))
+        for count in range(len(of_all), 0, -1):
+            leading = [piece for piece in slices if piece.part < count]
+            rows = sum(piece.rows for piece in leading)
+            missing = sum(piece.rows for piece in slices) - rows
+            if not pays(rows, beside=missing, gone=0) or not saved:
+                break
+            if index_path(self._config.index, _indexed(of_all[:count], leading)) in saved:
+                gone = sum(self._dead_in(piece) for piece in leading)
+                return count if pays(rows, beside=missing, gone=gone) else None
+        return None
+
+    def _dead_in(self, piece: Slice) -> int:
+        dead_M = self._dead.get(self.manifest.facts[piece.part].path, np.zeros(0, dtype=np.int64))
+        return int(np.diff(np.searchsorted(dead_M, [piece.start, piece.stop]))[0])
 
     def _kept_beside(self, slices: Sequence[Slice], others: Sequence["_Snapshot"]) -> HeldRows | None:
         """The same rows as another generation has beside its main index."""
@@ -239,6 +262,14 @@ class _Snapshot:
 
     def _unseen(self, held: HeldRows) -> NDArray[np.int64]:
         return held.unseen(self.wanted, self._dead)
+
+
+def _indexed(parts: Sequence[Part], slices: Sequence[Slice]) -> IndexedRows:
+    """The name of an index over slices of these vectors parts."""
+    return IndexedRows(
+        main=main_name(parts),
+        slices=tuple((parts[piece.part].checksum, piece.start, piece.stop) for piece in slices),
+    )
 
 
 def _positions(pieces: Sequence[Piece], parts: Mapping[tuple[Part, Part | None], int]) -> list[int]:
@@ -275,7 +306,7 @@ class Shard:
         tables = []
         for seen, _, rows_F in found:
             if len(rows_F):
-                tables.append(seen.held.rows.take_facts(rows_F, columns))
+                tables.append(seen.take_facts(rows_F, columns))
         names = FACTS_SCHEMA.names if columns is None else list(columns)
         nothing = FACTS_SCHEMA.empty_table().select(names)
         positions_F = np.concatenate([positions for _, positions, _ in found])
