@@ -9,7 +9,13 @@ from memory_store.placement import Slice
 __all__ = ["MOST_BESIDE", "MOST_GONE", "Piece", "gaps", "pays", "pieces_of"]
 
 MOST_BESIDE = 0.1
+"""Rows searched exactly beside an index, for each of its own. Over 100,000 rows the first hundred cost as much as the
+next 20,000 (about 1 ms for one question, 6 ms for 128); from a million on, the share tells. It is also the share of
+fresh rows at which a compaction is due, so nobody waits longer than just before one."""
+
 MOST_GONE = 0.25
+"""Dead rows among those of an index. A search asks it for so many more rows; with scattered ones, a quarter costs half
+as much again for 128 questions, two fifths cost twice as much, and one question does not notice either."""
 
 
 @dataclass(frozen=True, kw_only=True)
