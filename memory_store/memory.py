@@ -258,10 +258,10 @@ class Memory:
         """Merge what was written and deleted into parts for the main index, and serve the generation that holds them.
 
         Rewrites what changed and no more. An approximate main index serves on: what was merged is searched exactly
-        beside it until that is a tenth of its rows, or a quarter of them are dead; only then is it built anew. An exact
-        one is made anew at once, which costs little. Either happens beside what serves; search and writes go on
-        meanwhile. Returns the generation served, the same if there is nothing to merge. Raises GenerationConflict if
-        somebody else replaced the parts meanwhile, StorageFailed; then nothing has changed.
+        beside it until that is a tenth of its rows, or a quarter of them are in parts that were rewritten; only then is
+        it built anew. An exact one is made anew at once, which costs little. Either happens beside what serves; search
+        and writes go on meanwhile. Returns the generation served, the same if there is nothing to merge. Raises
+        GenerationConflict if somebody else replaced the parts meanwhile, StorageFailed; then nothing has changed.
         """
         self._writable()
         with self._compaction_lock:

@@ -16,7 +16,7 @@ from memory_store.errors import NoVectors
 from memory_store.held_rows import HeldRows, SeenRows
 from memory_store.index_files import IndexedRows, index_path, open_index
 from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
-from memory_store.keeping import Piece, gaps, pays, pieces_of
+from memory_store.keeping import Piece, gaps, pays, pieces_of, rows_of
 from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import parse_index
@@ -198,15 +198,15 @@ class _Snapshot:
         the one that leaves the fewest rows beside it, if it is approximate and worth it."""
         best: tuple[int, HeldRows] | None = None
         for other in reversed(others):
-            unseen_M = self._unseen(other.main)
-            if other.manifest.dim != self.manifest.dim or not other.main.rows.fits(unseen_M):
+            if other.manifest.dim != self.manifest.dim or not other.main.rows.fits(self._unseen(other.main)):
                 continue
             if other.wanted == self.wanted:
                 return other.main
             if not isinstance(other.main.index, ApproximateIndex):  # building an exact one is hardly more than reading
                 continue
-            missing = sum(stop - start for _, start, stop in gaps(self.wanted, other.main.rows.pieces))
-            if pays(other.main.rows.num_rows, beside=missing, gone=len(unseen_M)) and (not best or missing < best[0]):
+            missing = rows_of(gaps(self.wanted, other.main.rows.pieces))
+            gone = rows_of(gaps(other.main.rows.pieces, self.wanted))
+            if pays(other.main.rows.num_rows, beside=missing, gone=gone) and (not best or missing < best[0]):
                 best = (missing, other.main)
         return best[1] if best else None
 
@@ -240,13 +240,8 @@ class _Snapshot:
             if not pays(rows, beside=missing, gone=0) or not saved:
                 break
             if index_path(self._config.index, _indexed(of_all[:count], leading)) in saved:
-                gone = sum(self._dead_in(piece) for piece in leading)
-                return count if pays(rows, beside=missing, gone=gone) else None
+                return count
         return None
-
-    def _dead_in(self, piece: Slice) -> int:
-        dead_M = self._dead.get(self.manifest.facts[piece.part].path, np.zeros(0, dtype=np.int64))
-        return int(np.diff(np.searchsorted(dead_M, [piece.start, piece.stop]))[0])
 
     def _kept_beside(self, slices: Sequence[Slice], others: Sequence["_Snapshot"]) -> HeldRows | None:
         """The same rows as another generation has beside its main index."""
