@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ from memory_store.parts import (
     write_part,
 )
 from memory_store.progress import Progress, silent
+from memory_store.receipts import part_of, read_receipt
 from memory_store.storage import Storage
 from memory_store.writer import most_part_rows
 from memory_store.writes import commit_change
@@ -37,6 +39,7 @@ from memory_store.writes import commit_change
 __all__ = ["Compaction", "CompactionPolicy", "CompactionSummary", "Output", "compact", "plan_compaction"]
 
 _STAGING = "staging"
+_STEM = f"{_STAGING}/compact-"
 _PLAN_SUFFIX = ".plan.json"
 
 
@@ -196,7 +199,7 @@ def _carry_out(storage: Storage, plan: Compaction, started_s: float, progress: P
         commit_id=f"compact-{plan.compaction_id}",
         note=f"compaction of {len(plan.facts)} parts into {len(plan.outputs)}",
     )
-    _forget(storage, plan)
+    _forget(storage, _stem(plan))
     return _summary(manifest, plan, written, resumed, started_s)
 
 
@@ -220,15 +223,15 @@ def _write_output(
 ) -> tuple[tuple[Part, Part | None], bool]:
     """(facts part, vectors part) of one output, and whether a killed run had left them."""
     receipt = f"{_stem(plan)}-{number:05d}.json"
-    if storage.exists(receipt):
-        fields = json.loads(storage.read_bytes(receipt))
-        facts_part, vectors_part = (Part(**given) if given else None for given in fields)
-        if facts_part and all(
-            storage.exists(part.path) and storage.size(part.path) == part.bytes
-            for part in (facts_part, vectors_part)
-            if part
-        ):
-            return (facts_part, vectors_part), True
+    name = f"compact-{plan.compaction_id}-{number:05d}.arrow"
+    paths = [f"facts/{name}", f"vectors/{name}"][: 2 if plan.vectors else 1]
+
+    def parsed(fields: Any) -> list[Part]:
+        return [part_of(given, path) for given, path in zip(fields, paths, strict=True)]
+
+    left = read_receipt(storage, receipt, parsed)
+    if left and all(storage.exists(part.path) and storage.size(part.path) == part.bytes for part in left):
+        return (left[0], left[1] if plan.vectors else None), True
     tables: list[pa.Table] = []
     blocks: list[Any] = []
     for source, first, last in plan.outputs[number].sources:
@@ -237,14 +240,13 @@ def _write_output(
         tables.append(open_part(storage, part, FACTS_SCHEMA).take(pa.array(rows_n)))
         if plan.vectors:
             blocks.append(vectors_of(open_part(storage, plan.vectors[source]))[rows_n])
-    name = f"compact-{plan.compaction_id}-{number:05d}.arrow"
     facts = pa.concat_tables(tables)
     facts_part = write_part(storage, f"facts/{name}", facts)
     vectors_part = None
     if blocks:
         table = vectors_table(fact_ids_of(facts), np.concatenate(blocks))
         vectors_part = write_part(storage, f"vectors/{name}", table)
-    done = [asdict(part) if part else None for part in (facts_part, vectors_part)]
+    done = [asdict(part) for part in (facts_part, vectors_part) if part]
     storage.write_atomic(receipt, json.dumps(done).encode())
     return (facts_part, vectors_part), False
 
@@ -340,33 +342,40 @@ def _left_behind(storage: Storage, now: Manifest) -> Compaction | None:
     """The plan of a compaction that was killed, if it can still be carried out; what cannot be is removed."""
     found = None
     for path in storage.list(_STAGING):
-        if not path.endswith(_PLAN_SUFFIX):
+        if not (path.startswith(_STEM) and path.endswith(_PLAN_SUFFIX)):
             continue
-        fields = json.loads(storage.read_bytes(path))
-        plan = Compaction(
-            **{name: tuple(Part(**part) for part in fields[name]) for name in ("facts", "vectors", "tombstones")},
-            outputs=tuple(
-                Output(sources=tuple((int(a), int(b), int(c)) for a, b, c in output["sources"]))
-                for output in fields["outputs"]
-            ),
-        )
-        if found is None and _still_applies(plan, now):
+        stem = path.removesuffix(_PLAN_SUFFIX)
+        plan = read_receipt(storage, path, partial(_parsed, stem))
+        if found is None and plan is not None and _still_applies(plan, now):
             found = plan
         else:
-            _forget(storage, plan)
+            _forget(storage, stem)
     return found
 
 
-def _forget(storage: Storage, plan: Compaction) -> None:
-    """Remove the plan and its receipts; parts that no generation names are left to sweep."""
+def _parsed(stem: str, fields: Any) -> Compaction:
+    plan = Compaction(
+        **{name: tuple(part_of(part) for part in fields[name]) for name in ("facts", "vectors", "tombstones")},
+        outputs=tuple(
+            Output(sources=tuple((int(a), int(b), int(c)) for a, b, c in output["sources"]))
+            for output in fields["outputs"]
+        ),
+    )
+    if _stem(plan) != stem:
+        raise ValueError(f"expected the plan that its name is made of, found that of {_stem(plan)}")
+    return plan
+
+
+def _forget(storage: Storage, stem: str) -> None:
+    """Remove a plan and its receipts; parts that no generation names are left to sweep."""
     with suppress(HmnError):  # what stays is removed by the next compaction; what was committed is committed
         for path in storage.list(_STAGING):
-            if path.startswith(_stem(plan)):
+            if path == f"{stem}{_PLAN_SUFFIX}" or path.startswith(f"{stem}-"):
                 storage.delete(path)
 
 
 def _stem(plan: Compaction) -> str:
-    return f"{_STAGING}/compact-{plan.compaction_id}"
+    return f"{_STEM}{plan.compaction_id}"
 
 
 def _summary(

@@ -156,10 +156,12 @@ class Coordinator:
                 )
                 decision = self.policy.decide(report, partial)
                 if decision is Decision.FAIL:
+                    way_out = "retry, raise the deadline, or allow partial answers"
+                    if method != "search":  # nothing else may leave rows out
+                        way_out = "retry, or raise the deadline"
                     raise ShardUnavailable(
                         f"shard {number} of {len(self.shards)} did not answer `{method}` after {failures} failure(s), "
-                        f"the last: {failed.failure.value} ({failed}); retry, raise the deadline, or allow partial "
-                        "answers"
+                        f"the last: {failed.failure.value} ({failed}); {way_out}"
                     ) from failed
                 if decision in (Decision.REPLACE, Decision.SKIP_AND_REPLACE):
                     self.shards[number].replace()

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from memory_store.leases import leased
 from memory_store.manifest import Change, Manifest, Part, RestoreContent, read_manifest
 from memory_store.parts import FACTS_SCHEMA, dead_rows, fact_ids_of, live_rows, open_part, take_rows, vectors_of
 from memory_store.storage import Storage
-from memory_store.upkeep import pin, unpin
 from memory_store.vectors import widened
 from memory_store.writes import commit_change
 
@@ -76,9 +76,7 @@ def rollback(storage: Storage, generation: int, *, note: str | None = None) -> M
     Whoever commits meanwhile is rolled back too. Where the current generation holds that content, it is returned.
     Raises MemoryNotFound, GenerationNotFound, StorageFailed, CommitUnknown.
     """
-    held = f"rollback={uuid4().hex}"
-    pin(storage, held, generation)  # so that no sweep takes its parts while nobody else names them
-    try:
+    with leased(storage, generation=generation):  # no sweep takes its parts while nobody else names them
         wanted = read_manifest(storage, generation)
 
         def change(now: Manifest) -> Change | None:
@@ -86,8 +84,6 @@ def rollback(storage: Storage, generation: int, *, note: str | None = None) -> M
 
         said = f"rollback to generation {generation}" if note is None else note
         return commit_change(storage, change, commit_id=uuid4().hex, note=said)
-    finally:
-        unpin(storage, held)
 
 
 class _Side:

@@ -160,15 +160,22 @@ class ReadLease:
 
 
 @contextmanager
-def leased(storage: Storage, *, current_only: bool = False) -> Iterator[Sequence[int]]:
-    """Every generation there is, or the current one, read until the end of the block. Raises MemoryNotFound."""
+def leased(storage: Storage, *, current_only: bool = False, generation: int | None = None) -> Iterator[Sequence[int]]:
+    """Every generation there is, the current one or the one named, read until the end of the block.
+
+    Raises MemoryNotFound, GenerationNotFound.
+    """
     with closing(ReadLease(storage)) as lease:
         there: list[int] = []
         while not there:
-            chosen = generations(storage)[-1:] if current_only else generations(storage)
+            known = generations(storage)
+            chosen = known[-1:] if current_only else known
+            if generation is not None:
+                chosen = [generation] if generation in known else []
             if not chosen:
-                read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
+                read_manifest(storage, generation)  # raises what says what was found instead
+                continue  # committed since we looked
             lease.hold(chosen)
             now = set(generations(storage))  # a sweep may have run before it could see the lease
-            there = [generation for generation in chosen if generation in now]
+            there = [one for one in chosen if one in now]
         yield there

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import random
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from memory_store.errors import (
     MemoryNotFound,
     StorageFailed,
 )
-from memory_store.manifest_format import Manifest, Part, from_bytes, to_bytes
+from memory_store.manifest_format import LAST_GENERATION, Manifest, Part, from_bytes, to_bytes
 from memory_store.storage import Storage
 
 __all__ = [
@@ -48,13 +49,17 @@ __all__ = [
     "current_generation",
     "generations",
     "manifest_path",
+    "propose",
     "read_manifest",
+    "withdraw",
 ]
 
 PART_FOLDERS = ("facts", "vectors", "tombstones")
 
 _FOLDER = "manifests"
+_PROPOSED = "staging/proposed-"
 _READ_ATTEMPTS = 10
+_AFTER_LAST = LAST_GENERATION + 1  # the last digits of a proposed generation's number say which one it would become
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,12 @@ def commit(storage: Storage, new: Manifest, *, requires: ParentGeneration) -> Ma
 
 
 def read_manifest(storage: Storage, generation: int | None = None) -> Manifest:
-    """The manifest of a generation, the current one by default.
+    """The manifest of a generation, the current one by default, or of one that is proposed, whose number is negative.
 
     Raises MemoryNotFound, GenerationNotFound, or CorruptFile.
     """
+    if generation is not None and generation < 0:
+        return _read_proposed(storage, generation)
     for _ in range(_READ_ATTEMPTS):
         known = generations(storage)
         if not known:
@@ -129,6 +136,36 @@ def current_generation(storage: Storage) -> int | None:
     """The newest generation's number; None if there is no memory."""
     known = generations(storage)
     return known[-1] if known else None
+
+
+def propose(storage: Storage, new: Manifest) -> Manifest:
+    """Write a generation that is not committed yet, so that shards can load it and it can be looked at.
+
+    Returned with its number: negative, another one every time, and known to the caller alone until it is withdrawn.
+    """
+    number = -(random.randrange(1, 2**30) * _AFTER_LAST + new.generation)
+    storage.write_atomic(_proposed_path(number), to_bytes(new))
+    return replace(new, generation=number)
+
+
+def withdraw(storage: Storage, generation: int | None = None) -> None:
+    """Delete a proposed generation, or all that there are. Its parts stay: a commit may name them."""
+    paths = [path for path in storage.list("staging") if path.startswith(_PROPOSED)]
+    for path in paths if generation is None else [_proposed_path(generation)]:
+        storage.delete(path)
+
+
+def _proposed_path(generation: int) -> str:
+    return f"{_PROPOSED}{-generation}.json"
+
+
+def _read_proposed(storage: Storage, generation: int) -> Manifest:
+    path = _proposed_path(generation)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise _no_generation(storage, generation, generations(storage)) from None
+    return replace(from_bytes(data, storage.where(path), -generation % _AFTER_LAST), generation=generation)
 
 
 def manifest_path(generation: int) -> str:

@@ -31,15 +31,16 @@ from memory_store.mips.registry import INDEXES
 from memory_store.notebook import html_pairs
 from memory_store.parts import FACTS_SCHEMA
 from memory_store.policy import Partial
+from memory_store.progress import Progress, silent
 from memory_store.recall import pooled
-from memory_store.reembed import Encode
+from memory_store.reembed import Encode, Reembedding
 from memory_store.reindex import plan_reindex, run_reindex
 from memory_store.reindex_steps import MemoryReindex
 from memory_store.requests import checked_ids, checked_k, checked_queries, parse_partial
 from memory_store.stats import MemoryStats
 from memory_store.storage import Storage
 from memory_store.topk import TopK
-from memory_store.writes import Located, delete_facts, upsert_facts
+from memory_store.writes import Located, delete_facts, same_encoder, upsert_facts
 
 # B queries, D dimension, C fact ids asked for
 
@@ -231,9 +232,9 @@ class Memory:
         optional. vectors: finite floats [n, dim], made by the encoder of the generation served. On return the facts are
         durable, and visible on all shards of this memory; other processes see them at their refresh. The main index is
         not rebuilt: fresh rows are searched exactly beside it. Thousands of rows at once cost little more than one.
-        Raises InputError, DuplicateFact, DimensionMismatch, InvalidVectors, NoVectors, StorageFailed, and
-        GenerationConflict if the memory was embedded by another encoder since; then nothing has changed. CommitUnknown
-        if that cannot be told; the same call again is safe.
+        Raises InputError, DuplicateFact, DimensionMismatch, InvalidVectors, NoVectors, StorageFailed, ShardUnavailable,
+        and GenerationConflict if the memory was embedded by another encoder since; then nothing has changed.
+        CommitUnknown if that cannot be told; the same call again is safe.
         """
         made_for = self._writable()
         with self._write_lock:
@@ -245,11 +246,14 @@ class Memory:
     def delete(self, fact_ids: ArrayLike, *, note: str | None = None) -> int:
         """Delete facts; returns the generation without them, durable and visible as for `upsert`.
 
-        Raises UnknownFact, deleting nothing, if an id is not in the newest generation; StorageFailed, CommitUnknown.
+        Raises UnknownFact, deleting nothing, if an id is not in the newest generation; GenerationConflict, deleting
+        nothing, if the memory was embedded by another encoder since: call `refresh`, which goes over to its vectors.
+        StorageFailed, ShardUnavailable, CommitUnknown.
         """
         self._writable()
         with self._write_lock:
-            new = delete_facts(self._storage, checked_ids(fact_ids), locate=self._locate, note=note)
+            ids_N = checked_ids(fact_ids)
+            new = delete_facts(self._storage, ids_N, locate=self._locate, serves=self._stays_with, note=note)
         shown = self._show(new.generation)
         self._compact_if_due()
         return shown
@@ -260,12 +264,14 @@ class Memory:
         Rewrites what changed and no more. An approximate main index serves on: what was merged is searched exactly
         beside it until that is a tenth of its rows, or a quarter of them are in parts that were rewritten; only then is
         it built anew. An exact one is made anew at once, which costs little. Either happens beside what serves; search
-        and writes go on meanwhile. Returns the generation served, the same if there is nothing to merge. Raises
-        GenerationConflict if somebody else replaced the parts meanwhile, StorageFailed; then nothing has changed.
+        and writes go on meanwhile. Returns the generation served, the same if there is nothing to merge, or if the
+        memory was embedded by another encoder since: only `refresh` goes over to its vectors. Raises GenerationConflict
+        if somebody else replaced the parts meanwhile, StorageFailed; then nothing has changed.
         """
         self._writable()
         with self._compaction_lock:
-            return self._show(compact(self._storage, policy=policy).generation)
+            self._show(compact(self._storage, policy=policy).generation)
+            return self.generation
 
     def reindex(
         self,
@@ -277,17 +283,18 @@ class Memory:
         dtype: str | None = None,
         least_recall: float = 0.0,
         move: bool = False,
+        progress: Progress = silent,
     ) -> int:
         """Embed all facts anew, build another index, or divide the rows otherwise; returns the generation served.
 
         Everything is made beside what serves and verified (counts, checksums, recall on sampled vectors of at least
-        least_recall against brute force); then all shards switch in one step. Search and writes never stop, and what
-        is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D]; fingerprint: its
-        name, by which a run that was killed goes on and a memory that it embedded already, in that dtype, is left as it
-        is. dtype: of the new vectors as stored; by default as the memory has it. move: start other shards even where
-        index and number stay, on the nodes that take shards now. Raises ReindexRunning while
-        another one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index
-        and a number of shards are this memory's: whoever opens it chooses their own.
+        least_recall against brute force); then it is committed, and all shards switch in one step. Search and writes
+        never stop, and what is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D];
+        fingerprint: its name, by which a run that was killed goes on and a memory that it embedded already, in that
+        dtype, is left as it is. dtype: of the new vectors as stored; by default as the memory has it. move: start other
+        shards even where index and number stay, on the nodes that take shards now. Raises ReindexRunning while another
+        one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index and a
+        number of shards are this memory's: whoever opens it chooses their own.
         """
         self._writable()
         if shards is not None and shards < 1:
@@ -308,7 +315,10 @@ class Memory:
                 served_shards=engine.shards,
                 move=move,
             )
-            run_reindex(plan, MemoryReindex(self, encode, fingerprint, dtype, least_recall))
+            embedding = None
+            if encode is not None:
+                embedding = Reembedding(self._storage, encode, fingerprint=fingerprint, dtype=dtype, progress=progress)
+            run_reindex(plan, MemoryReindex(self, embedding, least_recall))
             return self.generation
         finally:
             self._reindex_lock.release()
@@ -338,7 +348,8 @@ class Memory:
     def _locate(self, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
         def ask(state: State) -> Located:
             coordinator = state[0].coordinator
-            coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
+            if manifest.generation != state[2].generation:  # what serves is loaded; after a restart, at this call
+                coordinator.load(manifest.generation, deadline_s=LOAD_DEADLINE_S)
             part_C, row_C = coordinator.locate(manifest.generation, fact_ids_C, deadline_s=self._deadline_s)
             return Located(part_C=part_C, row_C=row_C)
 
@@ -350,14 +361,29 @@ class Memory:
             self._stays_at = None
             if self.generation < generation:
                 try:
-                    self._serve(read_manifest(self._storage, generation))
+                    self._serve_alike(read_manifest(self._storage, generation))
                 except (CorruptFile, GenerationNotFound, FileNotFoundError):
                     if self.newest_generation() == generation:
                         raise
                     with self._reading() as newest:  # others wrote on and swept before this one was loaded
-                        self._serve(newest)
+                        self._serve_alike(newest)
                 self._lease.hold_soon([self.generation])
         return generation
+
+    def _serve_alike(self, wanted: Manifest) -> None:
+        """Serve it, but never the vectors of another encoder in the place of those that whoever searches asks for."""
+        stays_with = self._stays_with()
+        if stays_with is None or same_encoder(stays_with, wanted):
+            self._serve(wanted)
+            return
+        _log.warning(
+            "generation %d of %s was embedded by %s: generation %d, by %s, goes on serving until refresh() is called",
+            *(wanted.generation, self._storage.shown, wanted.encoder, stays_with.generation, stays_with.encoder),
+        )
+
+    def _stays_with(self) -> Manifest | None:
+        """The generation served, whose encoder's vectors are to be; None while a re-index goes over to the newest."""
+        return None if self._reindex_lock.locked() else self.manifest
 
     @contextmanager
     def _reading(self, generation: int | None = None) -> Iterator[Manifest]:
@@ -366,7 +392,8 @@ class Memory:
         while True:
             wanted = read_manifest(self._storage, generation)
             self._lease.hold([*served, wanted.generation])
-            if wanted.generation in generations(self._storage):  # else a sweep ran before it could see the lease
+            # Else a sweep ran before it could see the lease. What is proposed is not swept.
+            if wanted.generation < 0 or wanted.generation in generations(self._storage):
                 break
         try:
             yield wanted

@@ -51,12 +51,12 @@ def open_memory(
     the same name; they go on until `stop_memory(name)`. If one of them re-divided the memory or changed its index since
     it was started, all follow, and index and shards may be those of then or of now. threads: intra-op threads per
     shard; by default the processors divided by the shards in-process, and 1 per actor. partial, deadline_s: defaults
-    for `search`. shard_cpus: CPUs that Ray reserves per actor. compaction: compact in the background when a write
-    through this memory makes it due. recall_share: share of the queries that an approximate index answers once more,
-    exactly, in the background, so that `stats` knows its recall; 0 for none. target_recall: the recall that it keeps on
-    live queries by raising its effort (nprobe, ef, leaves, tables), and lowering it where it can. replicas: copies of
-    each shard, on different machines where Ray has them. Where a copy dies, another answers at once; a call that takes
-    longer than most is sent to a second copy as well.
+    for `search`; fetches and writes wait as long for a shard. shard_cpus: CPUs that Ray reserves per actor. compaction:
+    compact in the background when a write through this memory makes it due. recall_share: share of the queries that an
+    approximate index answers once more, exactly, in the background, so that `stats` knows its recall; 0 for none.
+    target_recall: the recall that it keeps on live queries by raising its effort (nprobe, ef, leaves, tables), and
+    lowering it where it can. replicas: copies of each shard, on different machines where Ray has them. Where a copy
+    dies, another answers at once; a call that takes longer than most is sent to a second copy as well.
 
     Raises MemoryNotFound, GenerationNotFound, CorruptFile, UnknownIndex, ConfigError; VersionMismatch when the name is
     in use with other options; ShardUnavailable when the cluster cannot place a shard.

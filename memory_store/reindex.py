@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.errors import HmnError, ReindexFailed
+from memory_store.errors import HmnError, ReindexFailed, ReindexRunning
 from memory_store.topk import PartialTopK, TopK
 
 # B sample queries, K slots
@@ -84,7 +84,10 @@ def plan_reindex(
 
 
 def run_reindex(plan: ReindexPlan, steps: ReindexSteps) -> State:
-    """Take the steps in turn. ReindexFailed says at which one it ended and why; before the switch all is as it was."""
+    """Take the steps in turn. ReindexFailed says at which one it ended and why; before the switch all is as it was.
+
+    Raises ReindexRunning where another one is under way.
+    """
     if plan.is_nothing:
         return State.DONE
     state = State.PLANNED
@@ -97,6 +100,8 @@ def run_reindex(plan: ReindexPlan, steps: ReindexSteps) -> State:
         state = State.SWITCHED
     except HmnError as error:
         steps.abandon()
+        if state is State.PLANNED and isinstance(error, ReindexRunning):
+            raise
         doing = {State.PLANNED: "building", State.BUILT: "verifying", State.VERIFIED: "switching"}[state]
         raise ReindexFailed(f"re-indexing failed while {doing}: {error}; what served before goes on serving") from error
     except BaseException:

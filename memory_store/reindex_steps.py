@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from memory_store.engine import LOAD_DEADLINE_S, Engine, check_engine, load
 from memory_store.errors import CorruptFile, GenerationNotFound
 from memory_store.leases import leased
-from memory_store.manifest import generations, read_manifest
-from memory_store.reembed import Encode, reembed
+from memory_store.manifest import Manifest, generations, read_manifest
+from memory_store.reembed import Reembedding
 from memory_store.reindex import ReindexPlan
 
 if TYPE_CHECKING:
@@ -21,17 +21,16 @@ class MemoryReindex:
     """See reindex.ReindexSteps."""
 
     memory: "Memory"
-    encode: Encode | None
-    fingerprint: str | None
-    dtype: str | None
+    embedding: Reembedding | None
     least_recall: float
+    proposed: Manifest | None = None
     built: Engine | None = None
     replaced: Engine | None = None
 
     def build(self, plan: ReindexPlan) -> None:
         memory = self.memory
-        if self.encode is not None:
-            reembed(memory._storage, self.encode, fingerprint=self.fingerprint, dtype=self.dtype)
+        if self.embedding is not None:
+            self.proposed = self.embedding.embed()
         if plan.rebuild:
             self.built = memory._source.beside(memory._engines.now, plan.index, plan.shards)
 
@@ -39,7 +38,7 @@ class MemoryReindex:
         memory = self.memory
         engine = self.built or memory._engines.now
         with leased(memory._storage, current_only=True) as (generation,):  # a sweep meanwhile would look like damage
-            manifest = read_manifest(memory._storage, generation)
+            manifest = self.proposed or read_manifest(memory._storage, generation)
             check_engine(
                 memory._storage,
                 engine,
@@ -51,6 +50,8 @@ class MemoryReindex:
 
     def switch(self, plan: ReindexPlan) -> None:
         memory = self.memory
+        if self.embedding is not None:
+            self.embedding.commit()
         others = self._read_by_others()
         # no write of this process between the load and the switch
         with memory._write_lock, memory._refresh_lock, memory._reading() as manifest:
@@ -83,5 +84,9 @@ class MemoryReindex:
             self.memory._engines.retire(self.replaced, stop=True)
 
     def abandon(self) -> None:
+        if self.embedding is not None:
+            self.embedding.close()
+        if self.proposed is not None and self.built is None:
+            self.memory.release_others()  # the shards that serve had loaded it
         if self.built is not None and self.replaced is None:
             self.memory._source.discard(self.built)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from memory_store.errors import CorruptFile, HmnError
+from memory_store.errors import CorruptFile, HmnError, MemoryNotFound
 from memory_store.index_names import INDEX_FOLDER
 from memory_store.leases import leased
 from memory_store.manifest import PART_FOLDERS, Manifest, Part, manifest_path, read_manifest
@@ -16,6 +16,7 @@ from memory_store.storage import Storage
 
 __all__ = ["RepairReport", "Restored", "repair_memory"]
 
+_MANIFESTS = "manifests"
 _CHECKSUM_BYTES = 16  # at the end of an index file
 
 
@@ -51,11 +52,19 @@ def repair_memory(
     and staged files of the memory (content is what counts, not the name), and in `copies`: other places where the same
     memory was copied to. Manifests are restored from copies alone. A file is written only when its bytes are exactly
     those that the manifest names. Vectors that are lost can be embedded again from their facts; facts cannot be made
-    from anything. progress: called with (bytes read, bytes in all). Raises MemoryNotFound.
+    from anything. progress: called with (bytes read, bytes in all). Raises MemoryNotFound, also for a copy that holds
+    no file of a memory, and StorageFailed for one that cannot be reached; then nothing has been read or written.
     """
     storage = _storage(url)
+    others = [_storage(copy) for copy in copies]
+    for copy in others:
+        if not any(copy.entries(folder) for folder in (_MANIFESTS, *PART_FOLDERS)):
+            raise MemoryNotFound(
+                f"expected a copy of the memory at {copy.shown}, found no file of one; name the folder that holds "
+                "manifests/, facts/ and vectors/, or leave that copy out"
+            )
     with leased(storage) as known:  # a sweep meanwhile would look like damage
-        return _Repair(storage, [_storage(copy) for copy in copies]).run(known, progress)
+        return _Repair(storage, others).run(known, progress)
 
 
 class _Repair:

@@ -23,10 +23,13 @@ class Trial:
     build_s: float
 
 
-def try_index(url: str, *, index: str, shards: int, least_recall: float = 0.0) -> Trial:
-    """Build an index over a memory in this process and verify it. Raises ReindexFailed for too little recall."""
+def try_index(url: str, *, index: str, shards: int, least_recall: float = 0.0, generation: int | None = None) -> Trial:
+    """Build an index over a memory in this process and verify it. Raises ReindexFailed for too little recall.
+
+    generation: the current one by default; it may be one that is proposed.
+    """
     started_s = time.monotonic()
-    with open_memory(url, shards, index) as memory:
+    with open_memory(url, shards, index, generation=generation) as memory:
         build_s = time.monotonic() - started_s
         with memory._engines.call() as (engine, manifest, served):
             recall = check_engine(

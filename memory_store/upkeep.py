@@ -74,12 +74,14 @@ class MemoryReport:
 class SweepReport:
     """What was deleted: superseded generations, and files with their bytes.
 
-    read: generations that stay only because somebody reads them, with who.
+    pinned: generations that stay only because of pins, with the names of those; read: only because somebody reads
+    them, with who.
     """
 
     generations: tuple[int, ...]
     files: tuple[str, ...]
     bytes: int
+    pinned: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     read: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -89,7 +91,7 @@ def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
     known = generations(storage)
     if not known:
         read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
-    held = pins(storage)
+    held_by = _pinned(storage)
     read = _readers(storage, time.time())
     reports = []
     for generation in known:
@@ -102,7 +104,7 @@ def inspect_memory(url: str | os.PathLike[str] | Storage) -> MemoryReport:
                 manifest=manifest,
                 problem=problem,
                 bytes=sum(part.bytes for part in parts),
-                pins=tuple(sorted(name for name, number in held.items() if number == generation)),
+                pins=held_by.get(generation, ()),
                 readers=read.get(generation, ()),
             )
         )
@@ -184,16 +186,15 @@ def sweep(
         known = generations(storage)
         if not known:
             read_manifest(storage)  # raises MemoryNotFound, which says what was found instead
-        kept = {
-            *known[-keep_last:],
-            *pins(storage).values(),
-            *_superseded_since(storage, known, keep_s, now_s - keep_s),
-        }
+        held_by = _pinned(storage)
+        kept = {*known[-keep_last:], *_superseded_since(storage, known, keep_s, now_s - keep_s)}
         superseded = [generation for generation in known if generation not in kept]
         manifests = {generation: _read_or_problem(storage, generation)[0] for generation in superseded}
         if only_note is not None:
             notes = {generation: manifest.note for generation, manifest in manifests.items() if manifest is not None}
             superseded = [generation for generation in superseded if notes.get(generation) == only_note]
+        pinned = {generation: held_by[generation] for generation in superseded if generation in held_by}
+        superseded = [generation for generation in superseded if generation not in pinned]
         readers = _readers(storage, now_s)
         read = {generation: readers[generation] for generation in superseded if generation in readers}
         superseded = [generation for generation in superseded if generation not in read]
@@ -235,6 +236,7 @@ def sweep(
         generations=tuple(deleted),
         files=tuple(entry.path for entry in doomed),
         bytes=sum(entry.bytes for entry in doomed),
+        pinned=pinned,
         read=read,
     )
 
@@ -263,6 +265,14 @@ def _delete_manifest(storage: Storage, generation: int, now_s: float) -> bool:
             with suppress(FileExistsError):  # another sweep has brought it back
                 storage.create_exclusive(path, content)
     return not held
+
+
+def _pinned(storage: Storage) -> dict[int, tuple[str, ...]]:
+    """The names of the pins on each generation that has some."""
+    found: dict[int, list[str]] = {}
+    for name, generation in pins(storage).items():
+        found.setdefault(generation, []).append(name)
+    return {generation: tuple(sorted(names)) for generation, names in found.items()}
 
 
 def _readers(storage: Storage, now_s: float) -> dict[int, tuple[str, ...]]:

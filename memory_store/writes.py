@@ -48,7 +48,17 @@ from memory_store.writer import PART_ROWS, as_facts, check_fact_ids
 
 # N facts of a write, D dimension, C fact ids to locate
 
-__all__ = ["Locate", "Located", "commit_change", "delete_facts", "locate_on_disk", "upsert_facts", "write_tombstones"]
+__all__ = [
+    "Locate",
+    "Located",
+    "change_of_current",
+    "commit_change",
+    "delete_facts",
+    "locate_on_disk",
+    "same_encoder",
+    "upsert_facts",
+    "write_tombstones",
+]
 
 _ATTEMPTS = 60
 _LONGEST_PAUSE_S = 0.5
@@ -130,11 +140,13 @@ def delete_facts(
     fact_ids: ArrayLike,
     *,
     locate: Locate,
+    serves: Callable[[], Manifest | None] | None = None,
     note: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Manifest:
     """Delete facts; returns the generation without them. Ids may repeat. UnknownFact, and nothing deleted, for an id
-    that the memory does not hold. Otherwise as upsert_facts.
+    that the memory does not hold. serves: says what the caller serves, None where that does not matter; if the memory
+    has been embedded by another encoder since, that is a GenerationConflict. Otherwise as upsert_facts.
     """
     fact_ids_N = np.unique(np.asarray(fact_ids, dtype=np.int64))
     if not len(fact_ids_N):
@@ -144,6 +156,13 @@ def delete_facts(
 
     def change(current: Manifest) -> Change | None:
         nonlocal seen_N
+        served = serves() if serves is not None else None
+        if served is not None and served.generation < current.generation and not same_encoder(served, current):
+            raise GenerationConflict(
+                f"expected vectors of {_encoder_of(served)}, which are served in generation {served.generation} of "
+                f"{storage.shown}, found generation {current.generation} with those of {_encoder_of(current)}: it was "
+                "embedded by another encoder since, and nothing is deleted; call refresh(), then delete again"
+            )
         places = locate(current, fact_ids_N)
         found_N = places.part_C >= 0
         unknown_N = fact_ids_N[~found_N & ~seen_N]
@@ -157,6 +176,15 @@ def delete_facts(
 
     said = f"delete of {len(fact_ids_N):,} facts" if note is None else note
     return write.commit(change, note=said, sleep=sleep)
+
+
+def same_encoder(one: Manifest, other: Manifest) -> bool:
+    """Whether a query that was made for the vectors of one generation means the same to those of the other."""
+    return (one.encoder, one.dim) == (other.encoder, other.dim)
+
+
+def _encoder_of(manifest: Manifest) -> str:
+    return manifest.encoder or ("an encoder without a name" if manifest.dim else "no encoder")
 
 
 def locate_on_disk(storage: Storage, manifest: Manifest, fact_ids_C: NDArray[np.int64]) -> Located:
@@ -176,6 +204,19 @@ def locate_on_disk(storage: Storage, manifest: Manifest, fact_ids_C: NDArray[np.
     return located
 
 
+def change_of_current(
+    storage: Storage, change_for: Callable[[Manifest], Change | None]
+) -> tuple[Manifest, Change | None]:
+    """The current generation and what `change_for` makes of it. Raises what change_for raises."""
+    while True:
+        current = read_manifest(storage)
+        try:
+            return current, change_for(current)
+        except (CorruptFile, GenerationNotFound, FileNotFoundError):
+            if current_generation(storage) == current.generation:
+                raise  # else it was superseded and swept while we read it: nothing is corrupt
+
+
 def commit_change(
     storage: Storage,
     change_for: Callable[[Manifest], Change | None],
@@ -192,13 +233,7 @@ def commit_change(
     for attempt in range(_ATTEMPTS):
         if attempt:  # a random pause, so that two writers do not meet again and again
             sleep(random.uniform(0.0, min(0.005 * 2**attempt, _LONGEST_PAUSE_S)))
-        current = read_manifest(storage)
-        try:
-            change = change_for(current)
-        except (CorruptFile, GenerationNotFound, FileNotFoundError):
-            if current_generation(storage) == current.generation:
-                raise
-            continue  # superseded and swept while we read it: nothing is corrupt
+        current, change = change_of_current(storage, change_for)
         if change is None:
             return current
         new = apply_change(current, change, commit_id=commit_id, note=note[:500])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from memory_store.manifest import Part, current_generation
 from memory_store.parts import write_part
+from memory_store.receipts import part_of, read_receipt
 from memory_store.storage import Storage
 from pipeline.facts import NAMES_SCHEMA, TRIPLES_SCHEMA, hash_texts
 from pipeline.group import group_facts
@@ -96,14 +97,17 @@ def stage_piece(job: Job, piece: Piece) -> list[Staged]:
     """Parse a piece; write triples and names partitioned by subject, rejected rows, and a receipt per segment."""
     storage = Storage(job.url)
     done = f"{job.folder}/pieces/{piece.key}.json"
-    if piece.only_segment is None and storage.exists(done):
-        return [Staged(**fields) for fields in json.loads(storage.read_bytes(done))]
+    if piece.only_segment is None:
+        known = read_receipt(storage, done, lambda content: _staged_of_piece(content, piece.source))
+        if known is not None:
+            return known
     receipts = {}
 
     def wanted(segment: int) -> bool:
         path = f"{_stem_of(job, piece.source, segment)}.json"
-        if storage.exists(path):
-            receipts[segment] = Staged(**json.loads(storage.read_bytes(path)))
+        receipt = read_receipt(storage, path, lambda fields: _staged(fields, piece.source, segment))
+        if receipt is not None:
+            receipts[segment] = receipt
         return segment not in receipts
 
     for segment, parsed in piece.parse(wanted):
@@ -157,10 +161,12 @@ def reduce_bucket(job: Job, staged: Sequence[Staged], files: BucketFiles, looked
     """All facts of one bucket, written as one part."""
     storage = Storage(job.url)
     path = f"{job.folder}/reduced/{bucket:06d}.json"
-    if storage.exists(path):
-        done = _reduced(json.loads(storage.read_bytes(path)))
-        if done.part is None or (storage.exists(done.part.path) and storage.size(done.part.path) == done.part.bytes):
-            return done
+    part_path = f"facts/{job.ingest_id}-{bucket:06d}.arrow"
+    done = read_receipt(storage, path, lambda fields: _reduced(fields, part_path))
+    if done is not None and (
+        done.part is None or (storage.exists(part_path) and storage.size(part_path) == done.part.bytes)
+    ):
+        return done
     known = [receipt for receipt in staged if receipt.source < job.known_sources]
     triples_known = _gather(files, job, known, "triples", bucket)
     triples_new = _gather(files, job, staged[len(known) :], "triples", bucket)
@@ -177,7 +183,7 @@ def reduce_bucket(job: Job, staged: Sequence[Staged], files: BucketFiles, looked
             known_rows=triples_known.num_rows,
         )
         receipt = Reduced(
-            part=write_part(storage, f"facts/{job.ingest_id}-{bucket:06d}.arrow", grouped.facts),
+            part=write_part(storage, part_path, grouped.facts),
             subjects=grouped.subjects,
             read=triples_new.num_rows,
             new=grouped.triples - grouped.known,
@@ -298,8 +304,28 @@ def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=schema)
 
 
-def _reduced(fields: dict[str, Any]) -> Reduced:
-    return Reduced(**fields | {"part": Part(**fields["part"]) if fields["part"] else None})
+def _staged_of_piece(content: Any, source: int) -> list[Staged]:
+    """Raises ValueError or TypeError for what is no list of receipts of this source."""
+    if not isinstance(content, list):
+        raise TypeError(f"expected a list of receipts, found {content!r:.200}")
+    return [_staged(fields, source) for fields in content]
+
+
+def _staged(fields: Any, source: int, segment: int | None = None) -> Staged:
+    """Raises ValueError or TypeError for what is no receipt of this source, and of this segment if one is named."""
+    receipt = Staged(**fields)
+    are_numbers = all(type(number) is int for number in asdict(receipt).values())
+    if not are_numbers or receipt.source != source or segment not in (None, receipt.segment):
+        raise ValueError(f"expected the receipt of source {source}, found {fields!r:.200}")
+    return receipt
+
+
+def _reduced(fields: Any, part_path: str) -> Reduced:
+    """Raises ValueError, TypeError or LookupError for what is no receipt of a bucket with this part."""
+    receipt = Reduced(**fields | {"part": part_of(fields["part"], part_path) if fields["part"] else None})
+    if not all(type(number) is int for number in (receipt.subjects, receipt.read, receipt.new)):
+        raise ValueError(f"expected the receipt of a bucket, found {fields!r:.200}")
+    return receipt
 
 
 def _looked_up(job: Job, bucket: int) -> str:

@@ -41,9 +41,12 @@ def command(console: Console, url: str, run_dir: str, dtype: str | None, backend
 
     A run that was killed finishes the missing parts only; a memory that this model embedded already stays as it is.
     """
+    from memory_store.reembed_claim import refuse_beside_another
+    from memory_store.storage import Storage
     from pipeline.embed import embed
     from trainer.run import load_run
 
+    refuse_beside_another(Storage(url))  # it would commit over these vectors, or these over its own
     config, _, encoder = load_run(run_dir)
     summary = embed(
         url,

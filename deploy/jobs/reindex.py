@@ -12,6 +12,7 @@ from deploy.entry import main
 from deploy.options import examples, json_option, memory_option
 
 if TYPE_CHECKING:
+    from memory_store.manifest import Manifest
     from memory_store.memory import Memory
     from memory_store.reembed import Encode
     from memory_store.storage import Storage
@@ -65,13 +66,22 @@ def command(
     takes new vectors over at its next refresh, for its model must fit them.
     """
     from memory_store.manifest import read_manifest
-    from memory_store.reembed import reembed
+    from memory_store.reembed import Reembedding
     from memory_store.storage import Storage
 
     if run_dir is None and index is None:
         raise click.UsageError("expected --model, --index or both: there is nothing to do; for shards see hmn reshard")
     data: dict[str, Any] = {"memory": url}
     trial: Trial | None = None
+
+    def tried(proposed: Manifest | None) -> Trial | None:
+        if index is None:
+            return None
+        from memory_store.trial import try_index
+
+        at = None if proposed is None else proposed.generation
+        return try_index(url, index=index, shards=shards or 1, least_recall=least_recall, generation=at)
+
     with ExitStack() as closing:
         shared = None if name is None else closing.enter_context(_open_shared(name, Storage(url)))
         encode: Encode | None = None
@@ -81,20 +91,31 @@ def command(
             from trainer.run import load_run
 
             encode, fingerprint = make_embedder(run_dir), load_run(run_dir)[2].fingerprint()
-            before = read_manifest(Storage(url)).generation
-            manifest = reembed(Storage(url), encode, fingerprint=fingerprint, progress=console.progress)
-            data |= {"generation": manifest.generation, "facts": manifest.fact_count, "encoder": manifest.encoder}
-            data["embedded"] = manifest.generation != before
+        before = read_manifest(Storage(url)).encoder
         if shared is not None:
-            shared.reindex(encode, index, shards, fingerprint=fingerprint, least_recall=least_recall)
+            shared.reindex(
+                encode,
+                index,
+                shards,
+                fingerprint=fingerprint,
+                least_recall=least_recall,
+                progress=console.progress,
+            )
             stats = shared.stats()
             data |= {"name": name, "generation": stats.generation, "rows": [line.rows for line in stats.shards]}
             data |= {"index": stats.shards[0].index, "shards": len(stats.shards)}
-        elif index is not None:
-            from memory_store.trial import try_index
-
-            trial = try_index(url, index=index, shards=shards or 1, least_recall=least_recall)
-            data |= vars(trial)
+        elif encode is not None:
+            with Reembedding(Storage(url), encode, fingerprint=fingerprint, progress=console.progress) as embedding:
+                proposed = embedding.embed()
+                trial = tried(proposed)
+                embedding.commit()
+        else:
+            trial = tried(None)
+        manifest = read_manifest(Storage(url))
+        data |= {} if trial is None else vars(trial)
+        data["generation"] = manifest.generation
+        if encode is not None:
+            data |= {"facts": manifest.fact_count, "encoder": manifest.encoder, "embedded": manifest.encoder != before}
     console.result(data, lambda: _show(console, data, trial))
 
 

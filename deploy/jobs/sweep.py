@@ -49,6 +49,8 @@ def command(console: Console, url: str, keep_last: int, keep_days: float, dry_ru
             f"{url}: {count} generation{'s'[: count != 1]} {would}deleted ({names}); {len(report.files)} files, "
             f"{size(report.bytes)}"
         )
+        for generation, pins in report.pinned.items():
+            console.write(f"generation {generation} stays: pinned by {', '.join(pins)}")
         for generation, readers in report.read.items():
             console.write(f"generation {generation} stays: {'; '.join(readers)} read{'s'[: len(readers) == 1]} it")
 

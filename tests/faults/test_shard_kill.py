@@ -58,6 +58,25 @@ def test_a_killed_shard_comes_back_and_no_answer_is_wrong_or_lost(url: str, rng:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_shard_that_hangs_fails_a_write_at_the_deadline_and_writes_go_on_once_it_answers(url: str) -> None:
+    with open_memory(url, shards=1, backend="ray", deadline_s=2.0) as memory:
+        pid = memory.stats().shards[0].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            started_s = time.monotonic()
+            with pytest.raises(ShardUnavailable, match="did not answer `locate`"):
+                memory.delete([1])
+            with pytest.raises(ShardUnavailable, match="did not answer `locate`"):
+                memory.upsert(pa.table({"fact_id": [1]}), np.ones((1, DIM)))
+            assert time.monotonic() - started_s < 60
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert memory.newest_generation() == 1
+    with open_memory(url, shards=1, backend="ray") as memory:
+        assert memory.delete([1]) == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_shard_may_be_left_out_and_coverage_says_so(url: str) -> None:
     with open_memory(url, shards=2, backend="ray", partial="allow") as memory:
         kill(memory, 1)

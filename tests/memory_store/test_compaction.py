@@ -156,6 +156,37 @@ def test_a_compaction_killed_at_any_file_goes_on_where_it_was_even_after_other_w
     assert verify_memory(changed).problems == ()
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"null", None])
+@pytest.mark.parametrize("damaged", ["plan", "receipts", "all"])
+def test_what_a_killed_compaction_left_and_nobody_can_read_is_dropped_and_made_anew(
+    changed: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damaged: str,
+    text: bytes | None,
+) -> None:
+    """None: the plan of another compaction under this one's name, receipts of other parts."""
+    facts, real = contents(changed), memory_store.compaction.commit_change
+    monkeypatch.setattr(memory_store.compaction, "commit_change", None)
+    with pytest.raises(TypeError):
+        compact(changed, part_rows=4)
+    monkeypatch.setattr(memory_store.compaction, "commit_change", real)
+    staged = changed.list("staging")
+    plans = [path for path in staged if path.endswith(".plan.json")]
+    assert (len(plans), len(staged)) == (1, 4)
+    changed.write_atomic("staging/compact.plan.json", b"of somebody else")
+    for path in {"plan": plans, "receipts": [path for path in staged if path not in plans], "all": staged}[damaged]:
+        other = changed.read_bytes(path).replace(b'"path": "facts/', b'"path": "facts/../')
+        changed.write_atomic(path, other if text is None else text)
+    summary = compact(changed, part_rows=4)
+    assert (summary.committed, summary.resumed_parts) == (True, 0)
+    assert contents(changed) == facts
+    named = staged if damaged == "receipts" else plans
+    assert any(changed.where(named[0]) in line and "which cannot be read" in line for line in caplog.messages)
+    assert changed.list("staging") == ["staging/compact.plan.json"]
+    assert verify_memory(changed).problems == ()
+
+
 @settings(max_examples=200)
 @given(
     rows=st.lists(st.integers(1, 40), min_size=1, max_size=8),

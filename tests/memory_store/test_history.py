@@ -1,6 +1,7 @@
 """Generations can be compared, gone back to, tagged and kept by age; a sweep never takes what somebody may need."""
 
 import json
+import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -9,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import memory_store.history
 from deploy import entry
 from deploy.cli import hmn
 from memory_store import open_memory
 from memory_store.compaction import compact
 from memory_store.errors import ConfigError, GenerationNotFound
 from memory_store.history import diff_generations, rollback
+from memory_store.leases import LEASE_S, SKEW_S, leases
 from memory_store.manifest import (
     ParentGeneration,
     ReplaceVectors,
@@ -110,6 +113,25 @@ def test_a_rollback_is_a_new_generation_with_the_old_content_and_can_be_rolled_b
         rollback(history, 2)
 
 
+def test_what_a_rollback_holds_on_to_ends_with_its_process(history: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at right before the commit, where kill -9 would leave it as it is."""
+    real = memory_store.history.commit_change
+
+    def looked_at(*arguments: object, **options: object) -> object:
+        assert pins(history) == {}, "a pin would stay for ever"
+        assert list(sweep(history, keep_last=4).read) == [1]
+        died_s = time.time() + LEASE_S + SKEW_S + 60
+        assert sweep(history, keep_last=4, now_s=died_s, dry_run=True).generations == (1,)
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(memory_store.history, "commit_change", looked_at)
+    assert rollback(history, 1).generation == 6
+    assert leases(history) == ()
+    with pytest.raises(GenerationNotFound, match="expected generation 9"):
+        rollback(history, 9)
+    assert leases(history) == ()
+
+
 def test_an_open_memory_follows_a_rollback_and_keeps_its_index_where_the_main_parts_are_the_same(
     history: Storage,
 ) -> None:
@@ -143,7 +165,8 @@ def test_a_sweep_keeps_what_was_superseded_lately_what_is_newest_and_what_is_tag
     made_s = datetime.fromisoformat(read_manifest(history, 5).created_at).timestamp()
     pin(history, "tag=first", 1)
     assert sweep(history, keep_s=3600, now_s=made_s + 1800).generations == ()
-    assert sweep(history, keep_last=3, keep_s=60, now_s=made_s + 7200).generations == (2,)
+    report = sweep(history, keep_last=3, keep_s=60, now_s=made_s + 7200)
+    assert (report.generations, report.pinned) == ((2,), {1: ("tag=first",)})
     assert sweep(history, keep_s=60, now_s=made_s - 7200).generations == (), "a clock that went back deletes nothing"
     assert sweep(history, keep_s=60, now_s=made_s + 7200).generations == (3, 4)
     assert generations(history) == [1, 5]
@@ -165,7 +188,10 @@ def test_the_commands_of_the_history_work_on_a_memory(tmp_path: object, write_me
     assert run("tag", url, "good", "--generation", "1")["generation"] == 1
     assert run("rollback", url, "1") == {"memory": url, "generation": 3, "committed": True, "facts": 9}
     assert run("compact", url)["committed"] is False
-    assert run("sweep", url, "--keep-days", "0", "--dry-run")["generations"] == [2]
+    swept = run("sweep", url, "--keep-days", "0", "--dry-run")
+    assert (swept["generations"], swept["pinned"]) == ([2], {"1": ["tag=good"]})
+    assert entry.run(hmn, ["sweep", url, "--keep-days", "0", "--dry-run"]) == 0
+    assert "generation 1 stays: pinned by tag=good\n" in capsys.readouterr().out
     assert run("sweep", url, "--keep-days", "0")["generations"] == [2]
     assert run("tag", url, "good", "--remove")["removed"] is True
     assert run("sweep", url)["generations"] == [], "superseded a moment ago"

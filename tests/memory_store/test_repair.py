@@ -6,6 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from deploy.cli import hmn
+from deploy.entry import run
 from memory_store.errors import MemoryNotFound
 from memory_store.index_names import index_name
 from memory_store.manifest import manifest_path, read_manifest
@@ -94,3 +96,21 @@ def test_the_cache_of_this_machine_restores_a_remote_part(tmp_path: Path, write_
 def test_where_there_is_no_memory_there_is_nothing_to_repair(tmp_path: Path) -> None:
     with pytest.raises(MemoryNotFound):
         repair_memory(tmp_path / "nothing")
+
+
+def test_a_copy_that_is_none_is_refused_before_anything_is_repaired(
+    tmp_path: Path, write_memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = write_memory(Storage(tmp_path / "kb"), range(7))
+    damage(tmp_path / "kb" / read_manifest(storage).vectors[0].path)
+    shutil.copytree(tmp_path / "kb" / "vectors", tmp_path / "parts-alone" / "vectors")
+    (tmp_path / "empty").mkdir()
+    for missing in ("no-such", "empty"):
+        url = str(tmp_path / missing)
+        with pytest.raises(MemoryNotFound, match=rf"expected a copy of the memory at {url}, found no file of one"):
+            repair_memory(storage, copies=[tmp_path / "parts-alone", url])
+        assert run(hmn, ["verify", storage.url, "--repair", "--copy", url]) == 1
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        assert said.err.startswith(f"error: expected a copy of the memory at {url}")
+    assert len(repair_memory(storage, copies=[tmp_path / "parts-alone"]).lost) == 1

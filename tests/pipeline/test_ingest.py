@@ -282,6 +282,44 @@ def test_a_killed_ingest_finishes_the_missing_pieces_and_commits_the_same(
     assert not list((Path(killed) / "staging").iterdir())
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"{}", b"[1]", b'{"part": {"path": "../x"}}'])
+@pytest.mark.parametrize("step", [5, 30, 40])
+def test_receipts_of_a_killed_ingest_that_cannot_be_read_are_dropped_and_their_steps_done_again(
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: int,
+    text: bytes,
+) -> None:
+    sources = [write("1.tsv", numbered(0, 200)), write("2.tsv", numbered(100, 300) + "bad\n")]
+    undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
+    options: dict[str, Any] = {"segment_bytes": 1024, "rows_per_part": 50}
+    ingest(sources, undisturbed, **options)
+    left = step
+
+    def die_in_time(storage: Storage, path: str, content: Any) -> None:
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        write_atomic(storage, path, content)
+
+    write_atomic = Storage.write_atomic
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_atomic", die_in_time)
+        with pytest.raises(Killed):
+            ingest(sources, killed, **options)
+    receipts = list((Path(killed) / "staging").rglob("*.json"))
+    assert receipts
+    for path in receipts:
+        path.write_bytes(text)
+    assert ingest(sources, killed, **options).quarantined == 1
+    assert contents(killed) == contents(undisturbed)
+    assert any(str(receipts[0]) in line and "which cannot be read" in line for line in caplog.messages)
+    assert not list((Path(killed) / "staging").iterdir())
+
+
 def test_an_ingest_killed_after_its_commit_is_done(write: Write, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any, **__: Any) -> None:
         raise Killed

@@ -138,9 +138,15 @@ class Mix:
         for name, member in self._crew.members.items():
             rests = name in _UPKEEP and self._rest[name] > 0 and not (kill and kill.victim == member.kind)
             rests |= name in _LOAD and bool(slow - {name})
-            if not member.owes and not rests and (name != "redivider" or self._dividing):
+            if name == "redivider":  # after a cluster died nobody shares the memory until a driver opens it
+                rests |= not (self._dividing and self._is_shared())
+            if not member.owes and not rests:
                 idle.append(name)
         return idle
+
+    def _is_shared(self) -> bool:
+        members = self._crew.members.values()
+        return any(member.kind == "driver" and member.is_ready and not member.killed for member in members)
 
     def _order(self, name: str) -> Order:
         draw = self._draw
