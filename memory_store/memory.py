@@ -263,8 +263,8 @@ class Memory:
 
         Rewrites what changed. An approximate main index is kept, what was merged is searched exactly beside it, until
         that is a tenth of its rows or a quarter of them were rewritten; then, as an exact one always, it is built anew.
-        Search and writes never stop. Returns the generation served: the same if there is nothing to merge, or if another
-        encoder embedded the memory since, for only `refresh` goes over to that. Raises GenerationConflict, StorageFailed.
+        Search and writes never stop. Returns the generation served: the same if there is nothing to merge, or if
+        another encoder embedded it since (`refresh` goes over to that). Raises GenerationConflict, StorageFailed.
         """
         self._writable()
         with self._compaction_lock:
