@@ -12,7 +12,7 @@ from memory_store.topk import NO_FACT, PartialTopK, merge
 
 # B queries, K slots, W slots asked of the index, N rows, M dead ids, b queries that are not settled yet
 
-__all__ = ["search_live", "search_rows"]
+__all__ = ["is_in", "search_live", "search_rows"]
 
 Exhaustively = Callable[[NDArray[np.float32], int], PartialTopK]
 """(queries, k) -> the best k live rows, by looking at every one of them."""
@@ -52,7 +52,7 @@ def search_live(
     while enough and len(pending_b):
         found = index.search(queries_BD[pending_b], width)
         real_bW = found.fact_ids_BK != NO_FACT
-        live_bW = real_bW & ~_is_in(found.fact_ids_BK, dead_ids_M)
+        live_bW = real_bW & ~is_in(found.fact_ids_BK, dead_ids_M)
         live_b = live_bW.sum(axis=1)
         ran_out_b = ~real_bW[:, -1]
         # An index that ran out of rows without meeting a dead one says all it has to say.
@@ -85,7 +85,8 @@ def search_rows(
     return best[0]
 
 
-def _is_in(ids_bW: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+def is_in(ids_bW: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the numbers are among the sorted ones, of which there is at least one. Costs what is asked for."""
     rank_bW = np.searchsorted(sorted_M, ids_bW).clip(max=len(sorted_M) - 1)
     found_bW: NDArray[np.bool_] = sorted_M[rank_bW] == ids_bW
     return found_bW

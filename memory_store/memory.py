@@ -261,10 +261,10 @@ class Memory:
     def compact(self, policy: CompactionPolicy | None = None) -> int:
         """Merge what was written and deleted into parts for the main index, and serve the generation that holds them.
 
-        Rewrites what changed and no more. The main index is built anew beside the one that serves; search and writes go
-        on meanwhile. Returns the generation served, the same if there is nothing to merge, or if the memory was
-        embedded by another encoder since: only `refresh` goes over to its vectors. Raises GenerationConflict if
-        somebody else replaced the parts meanwhile, StorageFailed; then nothing has changed.
+        Rewrites what changed. An approximate main index is kept, what was merged is searched exactly beside it, until
+        that is a tenth of its rows or a quarter of them were rewritten; then, as an exact one always, it is built anew.
+        Search and writes never stop. Returns the generation served: the same if there is nothing to merge, or if
+        another encoder embedded it since (`refresh` goes over to that). Raises GenerationConflict, StorageFailed.
         """
         self._writable()
         with self._compaction_lock:

@@ -1,4 +1,4 @@
-"""Rows of a shard as they lie in part files: ids, vectors and a lookup at once, facts when first asked for."""
+"""Rows of a shard as they lie in part files: ids and vectors at once, lookup and facts when first asked for."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +10,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile
-from memory_store.manifest import Manifest, Part
+from memory_store.keeping import Piece, pieces_of
+from memory_store.manifest import Manifest
 from memory_store.mips.base import ShardVectors
-from memory_store.parts import FACTS_SCHEMA, live_rows, open_part, vectors_of
+from memory_store.parts import live_rows, open_part, take_rows, vectors_of
 from memory_store.placement import Slice
 from memory_store.storage import Storage
 
 # N rows here, D dimension, C fact ids asked for, F of them found, M rows that are dead
 
-__all__ = ["Rows"]
+__all__ = ["DeadRows", "Rows"]
 
 DeadRows = Mapping[str, NDArray[np.int64]]
 """Rows of facts parts that are deleted or overwritten, by the path of the part; see parts.dead_rows."""
@@ -47,13 +48,13 @@ class Rows:
     ) -> None:
         """threads: how many part files are read at a time, for their checksums."""
         self._storage = storage
-        self._facts_parts = manifest.facts
-        self._slices = slices
+        self.pieces = pieces_of(manifest, slices)
+        self.starts = np.cumsum([0, *(piece.rows for piece in self.pieces)])
+        self._facts: dict[int, pa.Table] = {}
         self._generation = manifest.generation
-        self._starts = np.cumsum([0, *(piece.rows for piece in slices)])
-        placed = manifest.vectors or manifest.facts
-        tables = _open_slices(storage, placed, slices, threads)
-        self._ids_N = np.concatenate([np.zeros(0, dtype=np.int64), *(_int64(table["fact_id"]) for table in tables)])
+        tables = _open_pieces(storage, self.pieces, threads)
+        ids_N = np.concatenate([np.zeros(0, dtype=np.int64), *(_int64(table["fact_id"]) for table in tables)])
+        self._stored_ids_N = ids_N  # of all rows of the pieces, under their own ids
         chunks = [vectors_of(table) for table in tables] if manifest.vectors else []
         for chunk in chunks:
             if chunk.shape[1] != manifest.dim:
@@ -64,12 +65,11 @@ class Rows:
         dead_M = self.dead_here(dead)
         self._kept_N: NDArray[np.int64] | None = None  # numbers within the slices, where rows were left out
         self._hidden_M = dead_M[:0]  # the rows that go by a stand-in
-        ids_N = self._ids_N
         if without_dead and len(dead_M):
             self._kept_N = live_rows(len(ids_N), dead_M)
             if chunks:
                 chunks = [ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim).gather(self._kept_N)]
-            self._ids_N = ids_N = ids_N[self._kept_N]
+            ids_N = ids_N[self._kept_N]
         elif len(dead_M):
             self._hidden_M = _repeated(ids_N, dead_M)
             if len(self._hidden_M):
@@ -92,20 +92,37 @@ class Rows:
     def nbytes(self) -> int:
         return sum(chunk.nbytes for chunk in self.vectors.chunks) + 3 * self.vectors.fact_ids_N.nbytes
 
-    @cached_property
-    def facts(self) -> pa.Table:
-        """The fact rows, in the row order of the vectors; their ids are held against the vectors' ids."""
-        tables = [_open_slice(self._storage, self._facts_parts, piece) for piece in self._slices]
-        if not tables:
-            return FACTS_SCHEMA.empty_table()
+    def open_facts(self, numbers: Sequence[int]) -> None:
+        """Map the facts of these pieces, for every later take_facts."""
+        for number in numbers:
+            self._facts_of(number)
+
+    def take_facts(self, rows_F: NDArray[np.int64], columns: Sequence[str] | None) -> pa.Table:
+        """The facts of rows [F], in the order asked, as copies that outlive the mapping; columns None: all.
+
+        Opens no parts but those that hold these rows.
+        """
+        piece_F, row_F = self.places(rows_F)
+        pieces = np.unique(piece_F)
+        tables = [self._facts_of(number) for number in pieces.tolist()]
         table = pa.concat_tables(tables)
-        if self._kept_N is not None:
-            table = table.take(pa.array(self._kept_N))
-        if not np.array_equal(_int64(table["fact_id"]), self._ids_N):
-            raise CorruptFile(
-                f"generation {self._generation}: expected facts and vectors with the same ids in the same "
-                "order, found others; run `hmn verify`"
-            )
+        before_F = np.cumsum([0, *(len(one) for one in tables)])[np.searchsorted(pieces, piece_F)]
+        start_F = np.array([piece.start for piece in self.pieces], dtype=np.int64)[piece_F]
+        return take_rows(table if columns is None else table.select(list(columns)), before_F + row_F - start_F)
+
+    def _facts_of(self, number: int) -> pa.Table:
+        """The facts of one piece; their ids are held against the vectors' ids."""
+        table = self._facts.get(number)
+        if table is None:
+            piece = self.pieces[number]
+            table = open_part(self._storage, piece.facts).slice(piece.start, piece.rows)
+            ids_n = self._stored_ids_N[self.starts[number] : self.starts[number + 1]]
+            if not np.array_equal(_int64(table["fact_id"]), ids_n):
+                raise CorruptFile(
+                    f"generation {self._generation}: expected facts and vectors with the same ids in the same "
+                    "order, found others; run `hmn verify`"
+                )
+            self._facts[number] = table
         return table
 
     def find(self, fact_ids_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -118,26 +135,25 @@ class Rows:
         return positions_F, row_by_rank_N[rank_C[positions_F]]
 
     def dead_here(self, dead: DeadRows) -> NDArray[np.int64]:
-        """The numbers of the dead rows [M] within the slices, sorted."""
+        """The numbers of the dead rows [M] within the pieces, sorted."""
         found = [np.zeros(0, dtype=np.int64)]
-        for piece, first in zip(self._slices, self._starts, strict=False):
-            of_part = dead.get(self._facts_parts[piece.part].path)
+        for piece, first in zip(self.pieces, self.starts, strict=False):
+            of_part = dead.get(piece.facts.path)
             if of_part is not None:
                 start, stop = np.searchsorted(of_part, [piece.start, piece.stop])
                 found.append(of_part[start:stop] - piece.start + first)
         return np.concatenate(found)
 
-    def fits(self, dead: DeadRows) -> bool:
-        """Whether these rows, stand-ins and all, serve a generation with the same parts in which those are dead."""
-        return bool(np.isin(self._hidden_M, self.dead_here(dead)).all())
+    def fits(self, dead_M: NDArray[np.int64]) -> bool:
+        """Whether these rows, stand-ins and all, serve a generation in which the rows of these numbers are dead."""
+        return bool(np.isin(self._hidden_M, dead_M).all())
 
     def places(self, rows_F: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(position [F] of the part in the manifest, row [F] in that part) of rows here."""
+        """(number of the piece [F], row in its part [F]) of rows here."""
         numbers_F = rows_F if self._kept_N is None else self._kept_N[rows_F]
-        slice_F = np.searchsorted(self._starts, numbers_F, side="right") - 1
-        parts = np.array([piece.part for piece in self._slices], dtype=np.int64)
-        first = np.array([piece.start for piece in self._slices], dtype=np.int64)
-        return parts[slice_F], numbers_F - self._starts[slice_F] + first[slice_F]
+        piece_F = np.searchsorted(self.starts, numbers_F, side="right") - 1
+        first = np.array([piece.start for piece in self.pieces], dtype=np.int64)
+        return piece_F, numbers_F - self.starts[piece_F] + first[piece_F]
 
 
 def _repeated(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -146,15 +162,14 @@ def _repeated(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDArray[np
     return dead_M[np.isin(ids_N[dead_M], values[count > 1])]
 
 
-def _open_slices(storage: Storage, parts: Sequence[Part], slices: Sequence[Slice], threads: int) -> list[pa.Table]:
-    if threads == 1 or len(slices) < 2:
-        return [_open_slice(storage, parts, piece) for piece in slices]
-    with ThreadPoolExecutor(min(threads, len(slices)), thread_name_prefix="hmn-open") as pool:
-        return list(pool.map(lambda piece: _open_slice(storage, parts, piece), slices))
+def _open_pieces(storage: Storage, pieces: Sequence[Piece], threads: int) -> list[pa.Table]:
+    def opened(piece: Piece) -> pa.Table:
+        return open_part(storage, piece.vectors or piece.facts).slice(piece.start, piece.rows)
 
-
-def _open_slice(storage: Storage, parts: Sequence[Part], piece: Slice) -> pa.Table:
-    return open_part(storage, parts[piece.part]).slice(piece.start, piece.rows)
+    if threads == 1 or len(pieces) < 2:
+        return [opened(piece) for piece in pieces]
+    with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="hmn-open") as pool:
+        return list(pool.map(opened, pieces))
 
 
 def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:

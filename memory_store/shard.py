@@ -3,9 +3,8 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from memory_store.delta import search_live, search_rows
 from memory_store.errors import NoVectors
-from memory_store.index_files import IndexedRows, open_index
-from memory_store.index_names import main_name
+from memory_store.held_rows import HeldRows, SeenRows
+from memory_store.index_files import IndexedRows, index_path, open_index
+from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
+from memory_store.keeping import Piece, gaps, pays, pieces_of, rows_of
 from memory_store.manifest import Manifest, Part, read_manifest
 from memory_store.mips.approximate import ApproximateIndex
-from memory_store.mips.base import MipsIndex
-from memory_store.mips.registry import build_index
-from memory_store.parts import FACTS_SCHEMA, dead_rows, live_rows, take_rows
+from memory_store.mips.base import parse_index
+from memory_store.mips.registry import INDEXES, build_index
+from memory_store.parts import FACTS_SCHEMA, dead_rows
 from memory_store.placement import Slice, place
 from memory_store.recall import RecallReport
 from memory_store.rows import Rows
@@ -69,7 +69,8 @@ class CopyStats:
 class ShardStats:
     """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller.
 
-    rows: live ones; fresh_rows: those of them that are searched beside the main index.
+    rows: live ones; fresh_rows: those of them that are searched beside the main index: written since the last
+    compaction, or so few that an approximate index was not built anew for them.
     recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
     device: where the main index is scanned: "cpu", or a GPU.
     copies: where a shard is served more than once; the line is then that of the first copy that serves, restarts are
@@ -119,115 +120,62 @@ class FoundPlaces:
     row_F: NDArray[np.int64]
 
 
-MainKey = tuple[tuple[Part, ...], tuple[Part, ...], int]
-"""Facts parts and vectors parts of the main index, and the dimension: what makes two generations share it."""
-
-
-class _Main:
-    """The rows that the main index covers, and the index: shared by all generations with the same main parts."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        rows: Rows,
-        slices: Sequence[Slice],
-        key: MainKey,
-        config: ShardConfig,
-        before: "_Main | None",
-    ) -> None:
-        """before: what served until now, whose index knows the effort that its target takes."""
-        self.rows = rows
-        self.key = key
-        self.index: MipsIndex | None = None
-        if rows.vectors.chunks:
-            vectors = key[1]
-            indexed = IndexedRows(
-                main=main_name(vectors),
-                slices=tuple((vectors[piece.part].checksum, piece.start, piece.stop) for piece in slices),
-            )
-            self.index = open_index(storage, config.index, rows.vectors, config.threads, indexed)
-            if isinstance(self.index, ApproximateIndex) and config.recall_share > 0:
-                self.index.measure_recall(config.recall_share, config.target_recall)
-                if config.target_recall is not None and before is not None:
-                    self.index.go_on_from(before.index)
-
-    @property
-    def recall(self) -> RecallReport | None:
-        """What the index's recall meter has found, if it has one."""
-        meter = self.index.meter if isinstance(self.index, ApproximateIndex) else None
-        return None if meter is None else meter.report()
-
-
 class _Snapshot:
-    """The shard's rows of one generation: the main rows, fresh rows beside them, and which main rows are dead."""
+    """The shard's rows of one generation: those of the main index, and the others, which are searched exactly."""
 
     def __init__(
         self, storage: Storage, manifest: Manifest, config: ShardConfig, others: Sequence["_Snapshot"] = ()
     ) -> None:
-        """others: snapshots of this shard, whose main rows and index serve here too if the main parts are the same."""
+        """others: snapshots of this shard, whose main index serves here too where that is right and pays."""
+        self._storage = storage
+        self._config = config
         self.manifest = manifest
         placed = manifest.vectors or manifest.facts
         slices = place([part.rows for part in placed], config.num_shards)[config.shard]
-        main_parts = len(placed) - manifest.delta_parts
-        dead = dead_rows(storage, manifest.facts, manifest.tombstones)
-        key = (manifest.facts[:main_parts], manifest.vectors[:main_parts], manifest.dim)
-        known: _Main | None = next(
-            (other.main for other in others if other.main.key == key and other.main.rows.fits(dead)), None
+        first_fresh = len(placed) - manifest.delta_parts
+        self._dead = dead_rows(storage, manifest.facts, manifest.tombstones)
+        main_slices = [piece for piece in slices if piece.part < first_fresh]
+        self.wanted = pieces_of(manifest, main_slices)
+        self.main: HeldRows = self._kept_main(others) or self._new_main(
+            main_slices, others[-1].main if others else None
         )
-        main_slices = [piece for piece in slices if piece.part < main_parts]
-        self.main: _Main = known or _Main(
-            storage,
-            Rows(storage, manifest, main_slices, dead, without_dead=False, threads=config.threads),
-            main_slices,
-            key,
-            config,
-            others[-1].main if others else None,
-        )
-        self.delta = Rows(
-            storage, manifest, [piece for piece in slices if piece.part >= main_parts], dead, without_dead=True
-        )
-        # Fresh rows are few, and any index beside this one would have to be built for them at every change.
-        self.delta_index: MipsIndex | None = (
-            build_index("exact", self.delta.vectors, threads=config.threads) if self.delta.vectors.chunks else None
-        )
-        self._dead_rows = self.main.rows.dead_here(dead)
-        self._dead_ids = np.sort(self.main.rows.vectors.fact_ids_N[self._dead_rows])
+        held = [self.main]
+        beside = [
+            Slice(part=main_slices[number].part, start=start, stop=stop)
+            for number, start, stop in gaps(self.wanted, self.main.rows.pieces)
+        ]
+        if beside:
+            held.append(self._kept_beside(beside, others) or self._exactly(beside, without_dead=False))
+        self.beside = held[1:]
+        fresh = [piece for piece in slices if piece.part >= first_fresh]
+        vectors = manifest.vectors or (None,) * len(manifest.facts)
+        parts = {pair: number for number, pair in enumerate(zip(manifest.facts, vectors, strict=True))}
+        self._seen = [SeenRows(one, self._unseen(one), _positions(one.rows.pieces, parts)) for one in held]
+        if fresh:
+            one = self._exactly(fresh, without_dead=True)
+            self._seen.append(SeenRows(one, np.zeros(0, dtype=np.int64), [piece.part for piece in fresh]))
 
     @property
     def num_rows(self) -> int:
         """Live rows."""
-        return self.main.rows.num_rows - len(self._dead_rows) + self.delta.num_rows
+        return sum(seen.num_rows for seen in self._seen)
+
+    @property
+    def fresh_rows(self) -> int:
+        """Live rows beside the main index."""
+        return self.num_rows - self._seen[0].num_rows
 
     def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
-        """The best k live rows, of the main index and the fresh rows together."""
+        """The best k live rows, of the main index and of those beside it together."""
         self.require_vectors()
-        answers = []
-        if self.main.index is not None:
-            main, dead_ids = self.main.rows, self._dead_ids
-            live = partial(live_rows, main.num_rows, self._dead_rows)
-            answers.append(
-                search_live(
-                    self.main.index,
-                    main.num_rows,
-                    dead_ids,
-                    queries_BD,
-                    k,
-                    lambda queries, slots: search_rows(main.vectors, live(), queries, slots),
-                )
-            )
-        if self.delta_index is not None:
-            answers.append(self.delta_index.search(queries_BD, k))
+        answers = [answer for seen in self._seen if (answer := seen.search(queries_BD, k)) is not None]
         if not answers:
             return select(np.zeros((len(queries_BD), 0), dtype=np.int64), np.zeros((len(queries_BD), 0)), k)
         return answers[0] if len(answers) == 1 else merge(answers, k)
 
-    def find(self, fact_ids_C: NDArray[np.int64]) -> list[tuple[Rows, NDArray[np.int64], NDArray[np.int64]]]:
-        """(rows, positions [F] in the request, row numbers [F]) of the ids that are live here: main, then fresh."""
-        positions_F, rows_F = self.main.rows.find(fact_ids_C)
-        if len(self._dead_rows):
-            live_F = ~np.isin(rows_F, self._dead_rows)
-            positions_F, rows_F = positions_F[live_F], rows_F[live_F]
-        return [(self.main.rows, positions_F, rows_F), (self.delta, *self.delta.find(fact_ids_C))]
+    def find(self, fact_ids_C: NDArray[np.int64]) -> list[tuple[SeenRows, NDArray[np.int64], NDArray[np.int64]]]:
+        """(rows, positions [F] in the request, row numbers [F]) of the ids that are live here: main first."""
+        return [(seen, *seen.find(fact_ids_C)) for seen in self._seen]
 
     def require_vectors(self) -> None:
         if not self.manifest.vectors:
@@ -243,8 +191,85 @@ class _Snapshot:
 
     @property
     def nbytes(self) -> int:
-        indexes = (index.nbytes for index in (self.main.index, self.delta_index) if index is not None)
-        return self.main.rows.nbytes + self.delta.nbytes + sum(indexes)
+        return sum(seen.held.nbytes for seen in self._seen)
+
+    def _kept_main(self, others: Sequence["_Snapshot"]) -> HeldRows | None:
+        """The main index of another generation: of one with the same main rows, whatever has been written since, else
+        the one that leaves the fewest rows beside it, if it is approximate and worth it."""
+        best: tuple[int, HeldRows] | None = None
+        for other in reversed(others):
+            if other.manifest.dim != self.manifest.dim or not other.main.rows.fits(self._unseen(other.main)):
+                continue
+            if other.wanted == self.wanted:
+                return other.main
+            if not isinstance(other.main.index, ApproximateIndex):  # building an exact one is hardly more than reading
+                continue
+            missing = rows_of(gaps(self.wanted, other.main.rows.pieces))
+            gone = rows_of(gaps(other.main.rows.pieces, self.wanted))
+            if pays(other.main.rows.num_rows, beside=missing, gone=gone) and (not best or missing < best[0]):
+                best = (missing, other.main)
+        return best[1] if best else None
+
+    def _new_main(self, slices: Sequence[Slice], before: HeldRows | None) -> HeldRows:
+        """before: what served until now, whose index knows the effort that its target takes."""
+        config, manifest = self._config, self.manifest
+        of_all = main_parts(manifest)
+        count = self._saved_parts(of_all, slices) or len(of_all)
+        slices = [piece for piece in slices if piece.part < count] if of_all else slices
+        rows = Rows(self._storage, manifest, slices, self._dead, without_dead=False, threads=config.threads)
+        if not rows.vectors.chunks:
+            return HeldRows(rows, None)
+        indexed = _indexed(of_all[:count], slices)
+        index = open_index(self._storage, config.index, rows.vectors, config.threads, indexed)
+        if isinstance(index, ApproximateIndex) and config.recall_share > 0:
+            index.measure_recall(config.recall_share, config.target_recall)
+            if config.target_recall is not None and before is not None:
+                index.go_on_from(before.index)
+        return HeldRows(rows, index)
+
+    def _saved_parts(self, of_all: Sequence[Part], slices: Sequence[Slice]) -> int | None:
+        """How many of the main parts, the first ones, an approximate index covers that was saved before the others
+        came, if so few came that a shard that has it would keep it; None if there is none."""
+        if not of_all or INDEXES[parse_index(self._config.index, INDEXES).name].exact:
+            return None
+        saved = set(self._storage.list(INDEX_FOLDER))
+        for count in range(len(of_all), 0, -1):
+            leading = [piece for piece in slices if piece.part < count]
+            rows = sum(piece.rows for piece in leading)
+            missing = sum(piece.rows for piece in slices) - rows
+            if not pays(rows, beside=missing, gone=0) or not saved:
+                break
+            if index_path(self._config.index, _indexed(of_all[:count], leading)) in saved:
+                return count
+        return None
+
+    def _kept_beside(self, slices: Sequence[Slice], others: Sequence["_Snapshot"]) -> HeldRows | None:
+        """The same rows as another generation has beside its main index."""
+        pieces = pieces_of(self.manifest, slices)
+        held = (one for other in reversed(others) for one in other.beside if one.rows.pieces == pieces)
+        return next((one for one in held if one.rows.fits(self._unseen(one))), None)
+
+    def _exactly(self, slices: Sequence[Slice], *, without_dead: bool) -> HeldRows:
+        """Rows that are few: any other index would have to be built for them at every change."""
+        threads = self._config.threads
+        rows = Rows(self._storage, self.manifest, slices, self._dead, without_dead=without_dead, threads=threads)
+        return HeldRows(rows, build_index("exact", rows.vectors, threads) if rows.vectors.chunks else None)
+
+    def _unseen(self, held: HeldRows) -> NDArray[np.int64]:
+        return held.unseen(self.wanted, self._dead)
+
+
+def _indexed(parts: Sequence[Part], slices: Sequence[Slice]) -> IndexedRows:
+    """The name of an index over slices of these vectors parts."""
+    return IndexedRows(
+        main=main_name(parts),
+        slices=tuple((parts[piece.part].checksum, piece.start, piece.stop) for piece in slices),
+    )
+
+
+def _positions(pieces: Sequence[Piece], parts: Mapping[tuple[Part, Part | None], int]) -> list[int]:
+    """Where the parts of these pieces stand in a manifest; -1 for one that it does not name."""
+    return [parts.get((piece.facts, piece.vectors), -1) for piece in pieces]
 
 
 class Shard:
@@ -274,10 +299,9 @@ class Shard:
         """The fact rows that this shard holds, as copies that outlive the mapping."""
         found = self._snapshot(generation).find(fact_ids_C)
         tables = []
-        for rows, _, rows_F in found:
+        for seen, _, rows_F in found:
             if len(rows_F):
-                table = rows.facts if columns is None else rows.facts.select(list(columns))
-                tables.append(take_rows(table, rows_F))
+                tables.append(seen.take_facts(rows_F, columns))
         names = FACTS_SCHEMA.names if columns is None else list(columns)
         nothing = FACTS_SCHEMA.empty_table().select(names)
         positions_F = np.concatenate([positions for _, positions, _ in found])
@@ -290,13 +314,13 @@ class Shard:
         found = snapshot.find(fact_ids_C)
         return FoundVectors(
             np.concatenate([positions for _, positions, _ in found]),
-            np.concatenate([rows.vectors.gather(rows_F) for rows, _, rows_F in found]),
+            np.concatenate([seen.held.rows.vectors.gather(rows_F) for seen, _, rows_F in found]),
         )
 
     def locate(self, generation: int, fact_ids_C: NDArray[np.int64]) -> FoundPlaces:
         """Where the live rows of these ids lie in the part files, for those that this shard holds."""
         found = self._snapshot(generation).find(fact_ids_C)
-        places = [rows.places(rows_F) for rows, _, rows_F in found if len(rows_F)]
+        places = [seen.places(rows_F) for seen, _, rows_F in found if len(rows_F)]
         nothing = np.zeros(0, dtype=np.int64)
         return FoundPlaces(
             positions_F=np.concatenate([positions for _, positions, _ in found]),
@@ -318,7 +342,7 @@ class Shard:
         return ShardStats(
             shard=self.config.shard,
             rows=snapshot.num_rows,
-            fresh_rows=snapshot.delta.num_rows,
+            fresh_rows=snapshot.fresh_rows,
             bytes=snapshot.nbytes,
             recall=snapshot.main.recall,
             index=self.config.index,

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from memory_store.disk import Entry
 from memory_store.errors import ConfigError, CorruptFile, GenerationNotFound, HmnError
-from memory_store.index_names import INDEX_FOLDER, main_name, main_of, main_parts
+from memory_store.index_names import INDEX_FOLDER, main_names, main_of
 from memory_store.leases import LEASE_FOLDER, leases
 from memory_store.manifest import PART_FOLDERS, Manifest, Part, generations, manifest_path, read_manifest
 from memory_store.storage import Storage
@@ -325,7 +325,7 @@ def _named_parts(manifests: Iterable[Manifest | None]) -> set[str]:
 
 
 def _mains(manifests: Iterable[Manifest | None]) -> set[str]:
-    return {main_name(main_parts(manifest)) for manifest in manifests if manifest}
+    return {name for manifest in manifests if manifest for name in main_names(manifest)}
 
 
 def _parts_of(manifest: Manifest) -> tuple[Part, ...]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from memory_store.compaction import compact
 from memory_store.errors import StorageFailed
 from memory_store.index_files import IndexedRows, index_path, open_index
 from memory_store.index_names import main_name, main_of
@@ -18,7 +19,7 @@ from memory_store.mips.registry import INDEXES
 from memory_store.shard import Shard, ShardConfig
 from memory_store.storage import Storage
 from memory_store.upkeep import sweep
-from memory_store.writes import locate_on_disk, upsert_facts
+from memory_store.writes import delete_facts, locate_on_disk, upsert_facts
 
 ROWS = IndexedRows(main="0123456789abcdef", slices=(("xxh3-128:00", 0, 400),))
 
@@ -174,3 +175,33 @@ def test_a_shard_that_starts_after_an_upsert_and_a_sweep_reads_the_index_that_wa
     assert Shard(config).load(2) == 601
     assert builds.count("ivf") == 1
     assert len(storage.list("indexes")) == 1
+
+
+def test_a_shard_that_starts_after_a_small_compaction_and_a_sweep_reads_the_index_that_serves_on(
+    tmp_path: Path, write_memory, builds
+):
+    storage = write_memory(Storage(str(tmp_path)), range(900), part_rows=300)
+    configs = [ShardConfig(url=storage.url, shard=shard, num_shards=2, index="ivf") for shard in range(2)]
+    for config in configs:
+        Shard(config).load(1)
+    assert builds == ["ivf"] * 2
+    for step, count in enumerate((1, 1, 3)):  # small parts are merged with those of the compaction before
+        ids = range(900 + 10 * step, 900 + 10 * step + 10 * count)
+        vectors_ND = np.ones((len(ids), read_manifest(storage).dim), np.float32)
+        upsert_facts(storage, pa.table({"fact_id": ids}), vectors_ND, locate=partial(locate_on_disk, storage))
+        delete_facts(storage, [step], locate=partial(locate_on_disk, storage))
+        generation = compact(storage).generation
+        sweep(storage, orphan_age_s=0.0, now_s=1e12)
+        rows = [Shard(config).load(generation) for config in configs]
+        assert (sum(rows), abs(rows[0] - rows[1]) <= 3) == (read_manifest(storage).fact_count, True)
+    assert builds.count("ivf") == 2
+    assert len(storage.list("indexes")) == 2
+    ids = range(2000, 2080)
+    vectors_ND = np.ones((len(ids), read_manifest(storage).dim), np.float32)
+    upsert_facts(storage, pa.table({"fact_id": ids}), vectors_ND, locate=partial(locate_on_disk, storage))
+    generation = compact(storage).generation
+    for config in configs:
+        Shard(config).load(generation)
+    assert builds.count("ivf") == 4
+    sweep(storage, orphan_age_s=0.0, now_s=1e12)
+    assert {main_of(path) for path in storage.list("indexes")} == {main_name(read_manifest(storage).vectors)}

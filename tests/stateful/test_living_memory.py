@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import memory_store.compaction
+import memory_store.shard
 from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.compaction import CompactionPolicy, compact
 from memory_store.history import diff_generations, rollback
+from memory_store.keeping import pays
 from memory_store.manifest import generations, read_manifest
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.storage import Storage
@@ -43,6 +45,7 @@ Facts = dict[int, tuple[float, ...]]
 some_ids = st.sets(st.integers(0, 40), min_size=1, max_size=12).map(sorted)
 values = st.integers(-3, 3)  # few, so that scores tie
 seeds = st.integers(0, 2**32 - 1)
+indexes = st.sampled_from(["exact", "ivf", "hnsw", "pca_tree"])  # over so few rows every one of them is exact
 
 
 class Killed(BaseException):
@@ -65,6 +68,7 @@ class LivingMemory(RuleBasedStateMachine):
         self.encoder: str | None = None
 
     def teardown(self) -> None:
+        memory_store.shard.pays = pays
         if self.memory is not None:
             self.memory.close()
         if self.past:
@@ -82,15 +86,25 @@ class LivingMemory(RuleBasedStateMachine):
         part_rows=st.integers(1, 12),
         shards=st.integers(1, 3),
         replicas=st.integers(1, 2),
+        index=indexes,
+        most_beside=st.sampled_from([0.1, 1.0, 10.0]),
     )
-    def begin(self, seed: int, rows: int, part_rows: int, shards: int, replicas: int) -> None:
+    def begin(
+        self, seed: int, rows: int, part_rows: int, shards: int, replicas: int, index: str, most_beside: float
+    ) -> None:
+        def counted(rows: int, *, beside: int, gone: int) -> bool:
+            kept = pays(rows, beside=beside, gone=gone) or (most_beside > 0.1 and beside <= most_beside * rows)
+            self.done["main indexes kept" if kept else "main indexes given up"] += 1
+            return kept
+
+        memory_store.shard.pays = counted  # rows are so few that the real one would hardly ever keep an index
         ids = list(range(rows))
         vectors_ND = self.draw_vectors(seed, rows)
         with MemoryWriter(self.storage, dim=DIM, part_rows=part_rows) as writer:
             writer.append(pa.table({"fact_id": pa.array(ids, pa.int64())}), vectors_ND)
         self.put(ids, vectors_ND)
         self.note_generation(1)
-        self.memory = open_memory(self.storage.url, shards, backend=self.backend, replicas=replicas)
+        self.memory = open_memory(self.storage.url, shards, index=index, backend=self.backend, replicas=replicas)
 
     @rule(ids=some_ids, seed=seeds, elsewhere=st.booleans())
     def upsert(self, ids: list[int], seed: int, elsewhere: bool) -> None:
@@ -203,10 +217,10 @@ class LivingMemory(RuleBasedStateMachine):
         assert pins(self.storage) == {}
         assert inspect_memory(self.storage).unnamed_files == 0
 
-    @rule(shards=st.integers(1, 4), replicas=st.integers(1, 2))
-    def reopen(self, shards: int, replicas: int) -> None:
+    @rule(shards=st.integers(1, 4), replicas=st.integers(1, 2), index=indexes)
+    def reopen(self, shards: int, replicas: int, index: str) -> None:
         self.open.close()
-        self.memory = open_memory(self.storage.url, shards, backend=self.backend, replicas=replicas)
+        self.memory = open_memory(self.storage.url, shards, index=index, backend=self.backend, replicas=replicas)
         self.done["reopened"] += 1
 
     # What must hold
