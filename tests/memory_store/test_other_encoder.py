@@ -12,7 +12,6 @@ from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.compaction import CompactionPolicy, compact
 from memory_store.errors import GenerationConflict
 from memory_store.manifest import Manifest, read_manifest
-from memory_store.reindex import ReindexPlan
 from memory_store.reindex_steps import MemoryReindex
 from memory_store.storage import Storage
 from memory_store.upkeep import inspect_memory, sweep, verify_memory
@@ -148,13 +147,13 @@ def test_vectors_that_no_encoder_made_are_no_conflict(
 def test_facts_are_deleted_while_this_memory_itself_goes_over_to_another_encoder(
     nine: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = MemoryReindex.verify
+    real = MemoryReindex._read_by_others
 
-    def verify_while_others_write(steps: MemoryReindex, plan: ReindexPlan) -> None:
+    def write_after_the_commit(steps: MemoryReindex) -> list[int]:
         assert steps.memory.delete([1]) == 4, "writes never stop"
-        real(steps, plan)
+        return real(steps)
 
-    monkeypatch.setattr(MemoryReindex, "verify", verify_while_others_write)
+    monkeypatch.setattr(MemoryReindex, "_read_by_others", write_after_the_commit)
     with open_memory(nine.url) as memory:
         assert memory.reindex(encode, fingerprint="other") == 4
         assert memory.holds([0, 1]).tolist() == [True, False]
