@@ -65,6 +65,7 @@ class LivingMemory(RuleBasedStateMachine):
         self.memory: Memory | None = None
         self.current: Facts = {}
         self.past: dict[int, Facts] = {}
+        self.written = 0  # writes of vectors that no encoder made
         self.encoder: str | None = None
 
     def teardown(self) -> None:
@@ -116,6 +117,7 @@ class LivingMemory(RuleBasedStateMachine):
         else:
             generation = self.open.upsert(facts, vectors_ND)
         self.put(ids, vectors_ND)
+        self.written += 1
         self.note_generation(generation)
 
     @precondition(lambda self: self.current)
@@ -139,6 +141,7 @@ class LivingMemory(RuleBasedStateMachine):
         with MemoryWriter(self.storage, dim=DIM) as writer:
             writer.append(pa.table({"fact_id": pa.array(fresh, pa.int64())}), vectors_ND)
         self.put(fresh, vectors_ND)
+        self.written += 1
         self.note_generation(self.open.refresh())
 
     @rule(share=st.sampled_from([0.0, 0.2, 0.5, 1.0]))
@@ -190,7 +193,8 @@ class LivingMemory(RuleBasedStateMachine):
             return np.stack([(ids_N * step + seed) % 5 - 2 for step in (1, 2, 3)], axis=1).astype(np.float32)
 
         if self.current:
-            fingerprint = f"{name}-{seed % 3}"
+            # Its vectors follow from the facts, so it has another name once others were written under it.
+            fingerprint = f"{name}-{seed % 5}-{self.written}"
             held = read_manifest(self.storage).encoder == fingerprint
             generation = self.open.reindex(encode, shards=shards, fingerprint=fingerprint)
             if not held:
