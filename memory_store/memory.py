@@ -114,11 +114,10 @@ class Memory:
     def __repr__(self) -> str:
         if self._closed:
             return f"Memory({self._storage.shown!r}, closed)"
-        _, _, served = self._now()
+        engine, _, served = self._now()
         return (
-            f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, "
-            f"dim={served.dim}, shards={len(served.rows_by_shard)}, "
-            f"index={self._engines.now.index!r}, backend={self._engines.now.backend.name!r})"
+            f"Memory({self._storage.shown!r}, generation={served.generation}, facts={served.fact_count:,}, dim="
+            f"{served.dim}, shards={engine.shards}, index={engine.index!r}, backend={engine.backend.name!r})"
         )
 
     def _repr_html_(self) -> str:
@@ -269,7 +268,7 @@ class Memory:
         self._writable()
         with self._compaction_lock:
             self._show(compact(self._storage, policy=policy).generation)
-            return self.generation
+        return self.generation
 
     def reindex(
         self,
@@ -281,6 +280,8 @@ class Memory:
         dtype: str | None = None,
         least_recall: float = 0.0,
         move: bool = False,
+        backend: str = "local",
+        workers: int | None = None,
         progress: Progress = silent,
     ) -> int:
         """Embed all facts anew, build another index, or divide the rows otherwise; returns the generation served.
@@ -289,10 +290,10 @@ class Memory:
         least_recall against brute force); then it is committed, and all shards switch in one step. Search and writes
         never stop, and what is written meanwhile is carried over. encode: a facts table with N rows -> vectors [N, D];
         fingerprint: its name, by which a run that was killed goes on and a memory that it embedded already, in that
-        dtype, is left as it is. dtype: of the new vectors as stored; by default as the memory has it. move: start other
-        shards even where index and number stay, on the nodes that take shards now. Raises ReindexRunning while another
-        one is under way, and ReindexFailed, which says why; what served before then goes on serving. An index and a
-        number of shards are this memory's: whoever opens it chooses their own.
+        dtype, is left as it is. dtype: of the vectors as stored; None: as the memory has it. backend, workers: "ray"
+        has so many processes of the cluster embed, each with a copy of encode. move: other shards even where index and
+        number stay, on the nodes that take shards now. Raises ReindexRunning while another one is under way, and
+        ReindexFailed, which says why; what served before goes on serving. Index and shards are this memory's alone.
         """
         self._writable()
         if shards is not None and shards < 1:
@@ -305,17 +306,17 @@ class Memory:
             raise ReindexRunning(f"a re-index of {self._storage.shown} is under way in this process; wait for it")
         try:
             engine = self._engines.now
-            plan = plan_reindex(
-                embed=encode is not None,
-                index=index,
-                shards=shards,
-                served_index=engine.index,
-                served_shards=engine.shards,
-                move=move,
+            served = (engine.index, engine.shards)
+            plan = plan_reindex(embed=encode is not None, index=index, shards=shards, served=served, move=move)
+            embedding = encode and Reembedding(
+                self._storage,
+                encode,
+                fingerprint=fingerprint,
+                dtype=dtype,
+                backend=backend,
+                workers=workers,
+                progress=progress,
             )
-            embedding = None
-            if encode is not None:
-                embedding = Reembedding(self._storage, encode, fingerprint=fingerprint, dtype=dtype, progress=progress)
             run_reindex(plan, MemoryReindex(self, embedding, least_recall))
             return self.generation
         finally:
@@ -390,9 +391,8 @@ class Memory:
         while True:
             wanted = read_manifest(self._storage, generation)
             self._lease.hold([*served, wanted.generation])
-            # Else a sweep ran before it could see the lease. What is proposed is not swept.
             if wanted.generation < 0 or wanted.generation in generations(self._storage):
-                break
+                break  # else a sweep ran before it could see the lease; what is proposed is not swept
         try:
             yield wanted
         finally:

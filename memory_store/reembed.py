@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from memory_store.reembed_claim import Claim, claim, delete_receipts, leave, rel
 from memory_store.reuse import EarlierVectors, earlier_vectors
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
+from memory_store.work import check_backend, run_steps
 from memory_store.writes import change_of_current, commit_change
 
 # N facts of a part, D dimension
@@ -72,7 +74,8 @@ class Reembedding:
     generation, whatever that is by then. fingerprint: names the encoder; a memory embedded by it already stays as it
     is, a run that was killed or failed goes on where it was, and what an earlier generation has of the same facts by
     that encoder is taken over. None: embed everything, under a name of its own.
-    dtype: as the memory has it by default. Until `commit` returns, the memory is as it was.
+    dtype: as the memory has it by default. backend: "local" embeds in this process, "ray" in `workers` processes of the
+    cluster, part by part, each with a copy of `encode`. Until `commit` returns, the memory is as it was.
     """
 
     def __init__(
@@ -82,8 +85,13 @@ class Reembedding:
         *,
         fingerprint: str | None = None,
         dtype: str | None = None,
+        backend: str = "local",
+        workers: int | None = None,
         progress: Progress = silent,
     ) -> None:
+        check_backend(backend, workers, [storage.url])
+        self._backend = backend
+        self._workers = workers
         self._storage = storage
         self._encode = encode
         self._fingerprint = fingerprint
@@ -159,11 +167,17 @@ class Reembedding:
         if (current.encoder, current.dtype) == (self._claim.fingerprint, self._claim.dtype):
             return None
         done, dims = self._done, self._dims
-        for number, part in enumerate(current.facts):
-            if part not in done:
-                done[part] = self._embed_part(self._claim, part)
-                dims[part] = int(open_part(self._storage, done[part].part).schema.field("vector").type.list_size)
-            self._progress("embed", number + 1, len(current.facts), unit="parts")
+        missing = [part for part in current.facts if part not in done]
+        backend = self._backend if len(missing) > 1 else "local"  # what was written meanwhile is few
+        where = self._storage if backend == "local" else self._storage.url
+        make_step = partial(_EmbedPart, where, self._encode, self._claim, self._earlier)
+        with closing(run_steps(make_step, missing, backend=backend, workers=self._workers, keeps_state=True)) as steps:
+            for number, embedded in steps:
+                done[missing[number]] = embedded
+                there = len(current.facts) - sum(part not in done for part in missing)
+                self._progress("embed", there, len(current.facts), unit="parts")
+        for part in missing:
+            dims[part] = int(open_part(self._storage, done[part].part).schema.field("vector").type.list_size)
         if len(set(dims.values())) > 1:
             raise DimensionMismatch(f"expected vectors of one dimension, found {sorted(set(dims.values()))}")
         return ReplaceVectors(
@@ -174,10 +188,37 @@ class Reembedding:
             max_norm=max(done[part].max_norm for part in current.facts),
         )
 
-    def _embed_part(self, claimed: Claim, part: Part) -> _Embedded:
+    def _end(self, *, is_committed: bool) -> None:
+        claimed, self._claim = self._claim, None
+        assert claimed is not None, "what is not claimed does not end"
+        self._reading.close()
+        storage = self._storage
+        if self._proposed is not None:
+            withdraw(storage, self._proposed.generation)
+        if not is_committed and self._fingerprint is not None:
+            leave(storage, claimed)
+            return
+        if not is_committed and not self._is_committing:  # else a generation may name the parts
+            for path in storage.list("vectors"):
+                if path.startswith(f"vectors/{claimed.prefix}"):
+                    storage.delete(path)
+        delete_receipts(storage, claimed)
+        release(storage)
+
+
+class _EmbedPart:
+    """The step: one facts part to one vectors part. The memory's URL where another process takes it."""
+
+    def __init__(self, memory: Storage | str, encode: Encode, claimed: Claim, earlier: EarlierVectors) -> None:
+        self._storage = Storage(memory) if isinstance(memory, str) else memory
+        self._encode = encode
+        self._claim = claimed
+        self._earlier = earlier
+
+    def __call__(self, part: Part) -> _Embedded:
         storage = self._storage
         # The id is of this re-index alone: no file that a generation names is ever written again.
-        name = f"{claimed.prefix}-{xxhash.xxh3_64_hexdigest(f'{part.path} {part.checksum}'.encode())}"
+        name = f"{self._claim.prefix}-{xxhash.xxh3_64_hexdigest(f'{part.path} {part.checksum}'.encode())}"
         receipt, path = f"staging/{name}.json", f"vectors/{name}.arrow"
         known = read_receipt(storage, receipt, _parsed)
         if known is not None and storage.exists(path) and storage.size(path) == known.part.bytes:
@@ -187,7 +228,7 @@ class Reembedding:
             return _Embedded(part=whole.part, max_norm=whole.max_norm)
         facts = open_part(storage, part, FACTS_SCHEMA)
         fact_id_N = fact_ids_of(facts)
-        vectors_ND = self._vectors(facts, claimed.dtype)
+        vectors_ND = self._vectors(facts, self._claim.dtype)
         embedded = _Embedded(
             max_norm=max_norm(vectors_ND, fact_id_N),
             part=write_part(storage, path, vectors_table(fact_id_N, vectors_ND)),
@@ -223,23 +264,6 @@ class Reembedding:
             return made_ND
         earlier_ND[made_N] = made_ND
         return earlier_ND
-
-    def _end(self, *, is_committed: bool) -> None:
-        claimed, self._claim = self._claim, None
-        assert claimed is not None, "what is not claimed does not end"
-        self._reading.close()
-        storage = self._storage
-        if self._proposed is not None:
-            withdraw(storage, self._proposed.generation)
-        if not is_committed and self._fingerprint is not None:
-            leave(storage, claimed)
-            return
-        if not is_committed and not self._is_committing:  # else a generation may name the parts
-            for path in storage.list("vectors"):
-                if path.startswith(f"vectors/{claimed.prefix}"):
-                    storage.delete(path)
-        delete_receipts(storage, claimed)
-        release(storage)
 
 
 def _at_once(seconds: float) -> None:

@@ -68,18 +68,19 @@ def plan_reindex(
     embed: bool,
     index: str | None,
     shards: int | None,
-    served_index: str,
-    served_shards: int,
+    served: tuple[str, int],
     move: bool = False,
 ) -> ReindexPlan:
-    """What has to be done; pure. None keeps what is served. move: other shards even if they are to be as these are."""
-    wanted_index = served_index if index is None else index
-    wanted_shards = served_shards if shards is None else shards
+    """What has to be done; pure. None keeps what is served: an index and a number of shards.
+
+    move: other shards even if they are to be as these are.
+    """
+    wanted = (served[0] if index is None else index, served[1] if shards is None else shards)
     return ReindexPlan(
         embed=embed,
-        rebuild=move or (wanted_index, wanted_shards) != (served_index, served_shards),
-        index=wanted_index,
-        shards=wanted_shards,
+        rebuild=move or wanted != served,
+        index=wanted[0],
+        shards=wanted[1],
     )
 
 

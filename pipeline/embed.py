@@ -19,9 +19,9 @@ from memory_store.progress import Progress, silent
 from memory_store.reuse import EarlierVectors, earlier_vectors
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
+from memory_store.work import check_backend, run_steps
 from memory_store.writes import commit_change
 from pipeline.staging import STAGING, remove_staging
-from pipeline.work import check_backend, run_steps
 
 # N facts of a part, M of them to be computed, D dimension
 

@@ -30,6 +30,7 @@ from memory_store.manifest import (
 from memory_store.parts import scan_facts
 from memory_store.progress import Progress, silent
 from memory_store.storage import Storage
+from memory_store.work import check_backend, run_steps
 from pipeline.distinct import refuse_duplicates, same_facts
 from pipeline.features import FEATURES_VERSION
 from pipeline.plan import Plan, plan_ingest
@@ -45,7 +46,6 @@ from pipeline.staging import (
     remove_staging,
     stage_piece,
 )
-from pipeline.work import check_backend, run_steps
 
 __all__ = ["ROWS_PER_PART", "IngestSummary", "ingest"]
 

@@ -12,9 +12,13 @@ from deploy.entry import main
 from deploy.options import backend_option, examples, json_option, memory_option, workers_option
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
     from pipeline.embed import Encoder
 
-__all__ = ["command", "make_embedder"]
+__all__ = ["RunEmbedder", "command", "make_embedder"]
 
 
 @click.command(
@@ -86,6 +90,18 @@ def make_embedder(run_dir: str) -> Encoder:
 
     keep_freed_memory()
     return FactEmbedder(load_run(run_dir)[2], remember=0)  # it sees every part once
+
+
+class RunEmbedder:
+    """The fact encoder of a run, made by each process at its first facts: what is sent to another one is the name."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._run_dir = run_dir
+        self._encoder: Encoder | None = None
+
+    def __call__(self, facts: pa.Table) -> NDArray[np.float32]:
+        self._encoder = self._encoder or make_embedder(self._run_dir)
+        return self._encoder(facts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 
 from deploy.console import Console, duration, size
 from deploy.entry import main
-from deploy.options import examples, json_option, memory_option
+from deploy.options import backend_option, examples, json_option, memory_option, workers_option
 
 if TYPE_CHECKING:
     from memory_store.manifest import Manifest
@@ -47,6 +47,8 @@ __all__ = ["command"]
     show_default=True,
     help="For --index: fail when its recall@10 on sampled vectors is lower.",
 )
+@backend_option
+@workers_option
 @json_option
 @click.pass_obj
 def command(
@@ -57,6 +59,8 @@ def command(
     shards: int | None,
     least_recall: float,
     name: str | None,
+    backend: str,
+    workers: int | None,
 ) -> None:
     """Embed every fact of the memory with another model while it serves, and try an index on it before serving with it.
 
@@ -87,10 +91,10 @@ def command(
         encode: Encode | None = None
         fingerprint: str | None = None
         if run_dir is not None:
-            from deploy.jobs.embed import make_embedder
+            from deploy.jobs.embed import RunEmbedder
             from trainer.run import load_run
 
-            encode, fingerprint = make_embedder(run_dir), load_run(run_dir)[2].fingerprint()
+            encode, fingerprint = RunEmbedder(run_dir), load_run(run_dir)[2].fingerprint()
         before = read_manifest(Storage(url)).encoder
         if shared is not None:
             shared.reindex(
@@ -99,13 +103,22 @@ def command(
                 shards,
                 fingerprint=fingerprint,
                 least_recall=least_recall,
+                backend=backend,
+                workers=workers,
                 progress=console.progress,
             )
             stats = shared.stats()
             data |= {"name": name, "generation": stats.generation, "rows": [line.rows for line in stats.shards]}
             data |= {"index": stats.shards[0].index, "shards": len(stats.shards)}
         elif encode is not None:
-            with Reembedding(Storage(url), encode, fingerprint=fingerprint, progress=console.progress) as embedding:
+            with Reembedding(
+                Storage(url),
+                encode,
+                fingerprint=fingerprint,
+                backend=backend,
+                workers=workers,
+                progress=console.progress,
+            ) as embedding:
                 proposed = embedding.embed()
                 trial = tried(proposed)
                 embedding.commit()

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from memory_store import open_memory
 from memory_store.errors import (
     CommitUnknown,
+    ConfigError,
     CorruptFile,
     GenerationNotFound,
+    InvalidVectors,
     ReindexFailed,
     ReindexRunning,
     StorageFailed,
@@ -212,4 +215,35 @@ def test_an_encoder_that_embedded_the_memory_before_embeds_what_changed_since(th
         left = [n for n in range(30) if n != 8]
         np.testing.assert_array_equal(memory.vectors(left), first[left])
         np.testing.assert_array_equal(memory.vectors([77]), [[0, 2]])
+    assert verify_memory(thirty).problems == ()
+
+
+class Fails:
+    """An encoder that a process of the cluster can be sent, and that fails there."""
+
+    def __call__(self, facts: pa.Table) -> np.ndarray:
+        raise InvalidVectors("no vectors today")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_processes_of_the_cluster_embed_part_by_part(tmp_path: Path, write_memory: WriteMemory) -> None:
+    thirty = write_memory(Storage(str(tmp_path / "memory")), range(30), part_rows=10)
+    with open_memory(thirty.url) as memory:
+        with pytest.raises(ReindexFailed, match="while building: no vectors today"):
+            memory.reindex(Fails(), fingerprint="mod", backend="ray", workers=2)
+        assert memory.generation == 1
+        made_in = thirty.url + "/made-in"
+
+        def noting(facts: pa.Table) -> np.ndarray:
+            with Path(made_in).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return encode(facts)
+
+        assert memory.reindex(noting, fingerprint="mod", backend="ray", workers=2) == 2
+        pids = Path(made_in).read_text().split()
+        assert len(pids) == 3
+        assert str(os.getpid()) not in pids
+        np.testing.assert_array_equal(memory.vectors(range(30)), encode(pa.table({"fact_id": range(30)})))
+        with pytest.raises(ConfigError, match="backend 'dask' is unknown"):
+            memory.reindex(encode, backend="dask")
     assert verify_memory(thirty).problems == ()

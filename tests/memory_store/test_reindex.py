@@ -88,7 +88,7 @@ def test_a_step_that_fails_ends_it_with_what_serves_and_says_why(step: str, doin
 
 
 def test_a_plan_changes_what_differs_and_no_more() -> None:
-    plan = partial(plan_reindex, served_index="exact", served_shards=2)
+    plan = partial(plan_reindex, served=("exact", 2))
     assert plan(embed=False, index=None, shards=None).is_nothing
     assert plan(embed=False, index="exact", shards=2).is_nothing
     assert plan(embed=False, index=None, shards=None, move=True).rebuild, "the same again, elsewhere"

@@ -45,6 +45,6 @@ def run_steps(
         step = make_step()
         yield from ((number, step(item)) for number, item in enumerate(items))
     else:
-        from pipeline.ray_work import run_on_ray  # seconds and 100 MiB that local work does without
+        from memory_store.ray_work import run_on_ray  # seconds and 100 MiB that local work does without
 
         yield from run_on_ray(make_step, items, workers, keeps_state)
