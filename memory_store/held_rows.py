@@ -48,7 +48,12 @@ class HeldRows:
             first = int(self.rows.starts[number]) - self.rows.pieces[number].start
             outside.append(np.arange(first + start, first + stop))
         dead_M = self.rows.dead_here(dead)
-        return np.union1d(np.concatenate(outside), dead_M) if outside else dead_M
+        if not outside:
+            return dead_M
+        sorted_M = np.sort(
+            np.concatenate([*outside, dead_M]), kind="stable"
+        )  # np.union1d hashes, which takes far longer
+        return sorted_M[np.diff(sorted_M, prepend=-1) > 0]
 
 
 class SeenRows:

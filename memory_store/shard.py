@@ -196,19 +196,19 @@ class _Snapshot:
     def _kept_main(self, others: Sequence["_Snapshot"]) -> HeldRows | None:
         """The main index of another generation: of one with the same main rows, whatever has been written since, else
         the one that leaves the fewest rows beside it, if it is approximate and worth it."""
-        best: tuple[int, HeldRows] | None = None
+        candidates: list[tuple[int, HeldRows]] = []  # with how many rows each would leave beside it
         for other in reversed(others):
-            if other.manifest.dim != self.manifest.dim or not other.main.rows.fits(self._unseen(other.main)):
+            if other.manifest.dim != self.manifest.dim:
                 continue
             if other.wanted == self.wanted:
-                return other.main
-            if not isinstance(other.main.index, ApproximateIndex):  # building an exact one is hardly more than reading
-                continue
-            missing = rows_of(gaps(self.wanted, other.main.rows.pieces))
-            gone = rows_of(gaps(other.main.rows.pieces, self.wanted))
-            if pays(other.main.rows.num_rows, beside=missing, gone=gone) and (not best or missing < best[0]):
-                best = (missing, other.main)
-        return best[1] if best else None
+                candidates.append((-1, other.main))
+            elif isinstance(other.main.index, ApproximateIndex):  # to build an exact one is hardly more than to read it
+                missing = rows_of(gaps(self.wanted, other.main.rows.pieces))
+                gone = rows_of(gaps(other.main.rows.pieces, self.wanted))
+                if pays(other.main.rows.num_rows, beside=missing, gone=gone):
+                    candidates.append((missing, other.main))
+        candidates.sort(key=lambda candidate: candidate[0])
+        return next((main for _, main in candidates if main.rows.fits(self._unseen(main))), None)
 
     def _new_main(self, slices: Sequence[Slice], before: HeldRows | None) -> HeldRows:
         """before: what served until now, whose index knows the effort that its target takes."""
@@ -276,7 +276,7 @@ class Shard:
     """The rows of one shard, in every generation that is asked for; thread-safe.
 
     A generation is loaded when it is first needed, also by a search: that is all a restarted shard has to do to serve
-    again. The least recently used generation beyond `config.resident` is let go.
+    again. The least recently used generation beyond `config.resident` is let go, a proposed one first.
     """
 
     def __init__(self, config: ShardConfig) -> None:
@@ -389,4 +389,6 @@ class Shard:
         with self._snapshots_lock:
             self._snapshots[generation] = snapshot
             while len(self._snapshots) > self.config.resident:
-                self._snapshots.popitem(last=False)
+                others = [held for held in self._snapshots if held != generation]
+                # One that is proposed goes before one that answers, however long ago it last did.
+                del self._snapshots[min(others, key=lambda held: held > 0)]

@@ -25,6 +25,7 @@ from memory_store.errors import (
 from memory_store.manifest import current_generation, propose, read_manifest, withdraw
 from memory_store.reembed import Reembedding, reembed
 from memory_store.reembed_claim import claim, refuse_beside_another
+from memory_store.shard import Shard, ShardConfig
 from memory_store.storage import Storage
 from memory_store.trial import try_index
 from memory_store.upkeep import verify_memory
@@ -100,6 +101,19 @@ def test_a_proposal_is_read_by_its_number_until_it_is_withdrawn(thirty: Storage)
         pass
     withdraw(thirty)
     assert thirty.list("staging") == []
+
+
+def test_a_shard_lets_a_proposal_go_before_the_generation_that_answers(thirty: Storage) -> None:
+    shard = Shard(ShardConfig(url=thirty.url, shard=0, num_shards=1))
+    shard.load(1)
+    with Reembedding(thirty, encode, fingerprint="mod") as embedding:
+        proposed = embedding.embed()
+        assert proposed is not None
+        shard.search(proposed.generation, np.ones((1, 2), np.float32), 3)  # used last
+        assert shard.describe()["generations_resident"] == [proposed.generation, 1]
+        new = embedding.commit()
+    shard.load(new.generation)
+    assert shard.describe()["generations_resident"] == [1, 2], "else searches of 1 would wait until it is loaded again"
 
 
 def test_what_is_written_between_the_proposal_and_the_commit_is_carried_over(thirty: Storage) -> None:
