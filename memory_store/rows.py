@@ -1,8 +1,7 @@
-"""Rows of a shard as they lie in part files: ids and vectors at once, lookup and facts when first asked for."""
+"""Rows of a shard as they lie in part files: ids, vectors and a lookup at once, facts when first asked for."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -76,13 +75,7 @@ class Rows:
                 ids_N = ids_N.copy()
                 ids_N[self._hidden_M] = _FIRST_STAND_IN - self._hidden_M
         self.vectors = ShardVectors(fact_ids_N=ids_N, chunks=chunks, dim=manifest.dim)
-
-    @cached_property
-    def _by_id(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(ids in ascending order [N], the row of each [N]); sorted when first asked for, which searches never do."""
-        ids_N = self.vectors.fact_ids_N
-        row_by_rank_N = np.argsort(ids_N, kind="stable")
-        return ids_N[row_by_rank_N], row_by_rank_N
+        self._by_id = _ranked(ids_N)  # at once: the first upsert or fetch had better not wait for it
 
     @property
     def num_rows(self) -> int:
@@ -154,6 +147,14 @@ class Rows:
         piece_F = np.searchsorted(self.starts, numbers_F, side="right") - 1
         first = np.array([piece.start for piece in self.pieces], dtype=np.int64)
         return piece_F, numbers_F - self.starts[piece_F] + first[piece_F]
+
+
+def _ranked(ids_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(ids in ascending order [N], the row of each [N])."""
+    if (np.diff(ids_N) > 0).all():  # as ingest and writers leave them
+        return ids_N, np.arange(len(ids_N))
+    row_by_rank_N = np.argsort(ids_N, kind="stable")
+    return ids_N[row_by_rank_N], row_by_rank_N
 
 
 def _repeated(ids_N: NDArray[np.int64], dead_M: NDArray[np.int64]) -> NDArray[np.int64]:
