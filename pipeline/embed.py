@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from memory_store.errors import CorruptFile, DimensionMismatch, EmptyInput, Gene
 from memory_store.manifest import Change, Manifest, Part, ReplaceVectors, current_generation, read_manifest
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, take_rows, vectors_table, write_part
 from memory_store.progress import Progress, silent
+from memory_store.receipts import part_of, read_receipt
 from memory_store.reuse import EarlierVectors, earlier_vectors
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
@@ -177,11 +179,9 @@ class _EmbedPart:
         # The name depends on the parent generation: no file that another generation names is ever written again.
         name = xxhash.xxh3_64_hexdigest(f"{self._embed_id} {part.path} {part.checksum}".encode())
         path, receipt = f"vectors/{self._embed_id}-{name}.arrow", f"{self._folder}/{name}.json"
-        if storage.exists(receipt):
-            fields = json.loads(storage.read_bytes(receipt))
-            done = _Embedded(part=Part(**fields["part"]), max_norm=fields["max_norm"], new=False)
-            if storage.exists(path) and storage.size(path) == done.part.bytes:
-                return done
+        done = read_receipt(storage, receipt, lambda fields: _received(fields, path))
+        if done is not None and storage.exists(path) and storage.size(path) == done.part.bytes:
+            return done
         whole = self._earlier.whole(storage, part)
         if whole is not None:
             return _Embedded(part=whole.part, max_norm=whole.max_norm, new=False, reused=part.rows)
@@ -211,6 +211,10 @@ class _EmbedPart:
                 f"expected one vector for each of {facts.num_rows:,} facts, found {len(vectors_ND):,}; fix the encoder"
             )
         return vectors_ND
+
+
+def _received(fields: Any, path: str) -> _Embedded:
+    return _Embedded(part=part_of(fields["part"], path), max_norm=float(fields["max_norm"]), new=False)
 
 
 def _embed_id(parent: Manifest, fingerprint: str, dim: int, dtype: str) -> str:

@@ -90,9 +90,11 @@ class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
 
+@pytest.mark.parametrize(("broken", "left"), [(None, 2), (b"", 0), (b'{"part": {}}', 0)])
 def test_a_killed_embedding_embeds_the_missing_parts_only_and_commits_the_same(
-    memory: str, write: Write, tmp_path: Path
+    memory: str, write: Write, tmp_path: Path, broken: bytes | None, left: int
 ) -> None:
+    """A receipt that cannot be read is only one more missing part."""
     calls = []
 
     def dies_at_the_third(facts: pa.Table) -> NDArray[np.float32]:
@@ -104,8 +106,12 @@ def test_a_killed_embedding_embeds_the_missing_parts_only_and_commits_the_same(
     with pytest.raises(Killed):
         embed(memory, partial(encoder, dies_at_the_third), fingerprint="angles/1", dim=2)
     assert read_manifest(Storage(memory)).generation == 1
+    receipts = [path for path in Storage(memory).list("staging") if path.endswith(".json")]
+    assert len(receipts) == 2
+    for path in receipts if broken is not None else ():
+        Storage(memory).write_atomic(path, broken)
     summary = embed(memory, angles_factory, fingerprint="angles/1", dim=2)
-    assert summary.embedded_parts == summary.parts - 2
+    assert summary.embedded_parts == summary.parts - left
     other = str(tmp_path / "other")
     ingest(str(tmp_path / "a.tsv"), other, rows_per_part=100)
     embed(other, angles_factory, fingerprint="angles/1", dim=2)
