@@ -1,0 +1,199 @@
+"""One generation as one shard holds it: rows of the main index, and the others, which are searched exactly."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.errors import NoVectors
+from memory_store.held_rows import HeldRows, SeenRows
+from memory_store.index_files import IndexedRows, index_path, open_index
+from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
+from memory_store.keeping import Piece, gaps, pays, pieces_of, rows_of
+from memory_store.manifest import Manifest, Part
+from memory_store.mips.approximate import ApproximateIndex
+from memory_store.mips.base import parse_index
+from memory_store.mips.registry import INDEXES, build_index
+from memory_store.parts import dead_rows
+from memory_store.placement import Slice, place
+from memory_store.rows import Rows
+from memory_store.storage import Storage
+from memory_store.topk import PartialTopK, merge, select
+
+# B queries, K slots, D dimension, C fact ids asked for, F of them found, M rows that are not seen
+
+__all__ = ["ShardConfig", "Snapshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """All that a shard needs to find its rows again after a restart.
+
+    threads: intra-op threads of its index. resident: how many generations stay loaded, so that the old one serves while
+    the new one is loaded. recall_share: share of the queries that an approximate index answers again exactly, in the
+    background, to know its recall. target_recall: the recall that it is to keep by looking further, or less far.
+    replica: which copy of the shard this is.
+    """
+
+    url: str
+    shard: int
+    num_shards: int
+    index: str = "exact"
+    threads: int = 1
+    resident: int = 2
+    recall_share: float = 0.0
+    target_recall: float | None = None
+    replica: int = 0
+
+
+class Snapshot:
+    """The shard's rows of one generation: those of the main index, and the others, which are searched exactly."""
+
+    def __init__(
+        self, storage: Storage, manifest: Manifest, config: ShardConfig, others: Sequence["Snapshot"] = ()
+    ) -> None:
+        """others: snapshots of this shard, whose main index serves here too where that is right and pays."""
+        self._storage = storage
+        self._config = config
+        self.manifest = manifest
+        placed = manifest.vectors or manifest.facts
+        slices = place([part.rows for part in placed], config.num_shards)[config.shard]
+        first_fresh = len(placed) - manifest.delta_parts
+        self._dead = dead_rows(storage, manifest.facts, manifest.tombstones)
+        main_slices = [piece for piece in slices if piece.part < first_fresh]
+        self.wanted = pieces_of(manifest, main_slices)
+        self.main: HeldRows = self._kept_main(others) or self._new_main(
+            main_slices, others[-1].main if others else None
+        )
+        held = [self.main]
+        beside = [
+            Slice(part=main_slices[number].part, start=start, stop=stop)
+            for number, start, stop in gaps(self.wanted, self.main.rows.pieces)
+        ]
+        if beside:
+            held.append(self._kept_beside(beside, others) or self._exactly(beside, without_dead=False))
+        self.beside = held[1:]
+        fresh = [piece for piece in slices if piece.part >= first_fresh]
+        vectors = manifest.vectors or (None,) * len(manifest.facts)
+        parts = {pair: number for number, pair in enumerate(zip(manifest.facts, vectors, strict=True))}
+        self._seen = [SeenRows(one, self._unseen(one), _positions(one.rows.pieces, parts)) for one in held]
+        if fresh:
+            one = self._exactly(fresh, without_dead=True)
+            self._seen.append(SeenRows(one, np.zeros(0, dtype=np.int64), [piece.part for piece in fresh]))
+
+    @property
+    def num_rows(self) -> int:
+        """Live rows."""
+        return sum(seen.num_rows for seen in self._seen)
+
+    @property
+    def fresh_rows(self) -> int:
+        """Live rows beside the main index."""
+        return self.num_rows - self._seen[0].num_rows
+
+    def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
+        """The best k live rows, of the main index and of those beside it together."""
+        self.require_vectors()
+        answers = [answer for seen in self._seen if (answer := seen.search(queries_BD, k)) is not None]
+        if not answers:
+            return select(np.zeros((len(queries_BD), 0), dtype=np.int64), np.zeros((len(queries_BD), 0)), k)
+        return answers[0] if len(answers) == 1 else merge(answers, k)
+
+    def find(self, fact_ids_C: NDArray[np.int64]) -> list[tuple[SeenRows, NDArray[np.int64], NDArray[np.int64]]]:
+        """(rows, positions [F] in the request, row numbers [F]) of the ids that are live here: main first."""
+        return [(seen, *seen.find(fact_ids_C)) for seen in self._seen]
+
+    def require_vectors(self) -> None:
+        if not self.manifest.vectors:
+            raise NoVectors(
+                f"expected embedded facts, found generation {self.manifest.generation} with facts but no vectors; "
+                "run `hmn embed` or open an older generation"
+            )
+
+    @property
+    def device(self) -> str:
+        """Where the main index is scanned."""
+        return str(getattr(self.main.index, "device", "cpu"))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(seen.held.nbytes for seen in self._seen)
+
+    def _kept_main(self, others: Sequence["Snapshot"]) -> HeldRows | None:
+        """The main index of another generation: of one with the same main rows, whatever has been written since, else
+        the one that leaves the fewest rows beside it, if it is approximate and worth it."""
+        candidates: list[tuple[int, HeldRows]] = []  # with how many rows each would leave beside it
+        for other in reversed(others):
+            if other.manifest.dim != self.manifest.dim:
+                continue
+            if other.wanted == self.wanted:
+                candidates.append((-1, other.main))
+            elif isinstance(other.main.index, ApproximateIndex):  # to build an exact one is hardly more than to read it
+                missing = rows_of(gaps(self.wanted, other.main.rows.pieces))
+                gone = rows_of(gaps(other.main.rows.pieces, self.wanted))
+                if pays(other.main.rows.num_rows, beside=missing, gone=gone):
+                    candidates.append((missing, other.main))
+        candidates.sort(key=lambda candidate: candidate[0])
+        return next((main for _, main in candidates if main.rows.fits(self._unseen(main))), None)
+
+    def _new_main(self, slices: Sequence[Slice], before: HeldRows | None) -> HeldRows:
+        """before: what served until now, whose index knows the effort that its target takes."""
+        config, manifest = self._config, self.manifest
+        of_all = main_parts(manifest)
+        count = self._saved_parts(of_all, slices) or len(of_all)
+        slices = [piece for piece in slices if piece.part < count] if of_all else slices
+        rows = Rows(self._storage, manifest, slices, self._dead, without_dead=False, threads=config.threads)
+        if not rows.vectors.chunks:
+            return HeldRows(rows, None)
+        indexed = _indexed(of_all[:count], slices)
+        index = open_index(self._storage, config.index, rows.vectors, config.threads, indexed)
+        if isinstance(index, ApproximateIndex) and config.recall_share > 0:
+            index.measure_recall(config.recall_share, config.target_recall)
+            if config.target_recall is not None and before is not None:
+                index.go_on_from(before.index)
+        return HeldRows(rows, index)
+
+    def _saved_parts(self, of_all: Sequence[Part], slices: Sequence[Slice]) -> int | None:
+        """How many of the main parts, the first ones, an approximate index covers that was saved before the others
+        came, if so few came that a shard that has it would keep it; None if there is none."""
+        if not of_all or INDEXES[parse_index(self._config.index, INDEXES).name].exact:
+            return None
+        saved = set(self._storage.list(INDEX_FOLDER))
+        for count in range(len(of_all), 0, -1):
+            leading = [piece for piece in slices if piece.part < count]
+            rows = sum(piece.rows for piece in leading)
+            missing = sum(piece.rows for piece in slices) - rows
+            if not pays(rows, beside=missing, gone=0) or not saved:
+                break
+            if index_path(self._config.index, _indexed(of_all[:count], leading)) in saved:
+                return count
+        return None
+
+    def _kept_beside(self, slices: Sequence[Slice], others: Sequence["Snapshot"]) -> HeldRows | None:
+        """The same rows as another generation has beside its main index."""
+        pieces = pieces_of(self.manifest, slices)
+        held = (one for other in reversed(others) for one in other.beside if one.rows.pieces == pieces)
+        return next((one for one in held if one.rows.fits(self._unseen(one))), None)
+
+    def _exactly(self, slices: Sequence[Slice], *, without_dead: bool) -> HeldRows:
+        """Rows that are few: any other index would have to be built for them at every change."""
+        threads = self._config.threads
+        rows = Rows(self._storage, self.manifest, slices, self._dead, without_dead=without_dead, threads=threads)
+        return HeldRows(rows, build_index("exact", rows.vectors, threads) if rows.vectors.chunks else None)
+
+    def _unseen(self, held: HeldRows) -> NDArray[np.int64]:
+        return held.unseen(self.wanted, self._dead)
+
+
+def _indexed(parts: Sequence[Part], slices: Sequence[Slice]) -> IndexedRows:
+    """The name of an index over slices of these vectors parts."""
+    return IndexedRows(
+        main=main_name(parts),
+        slices=tuple((parts[piece.part].checksum, piece.start, piece.stop) for piece in slices),
+    )
+
+
+def _positions(pieces: Sequence[Piece], parts: Mapping[tuple[Part, Part | None], int]) -> list[int]:
+    """Where the parts of these pieces stand in a manifest; -1 for one that it does not name."""
+    return [parts.get((piece.facts, piece.vectors), -1) for piece in pieces]
