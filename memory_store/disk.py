@@ -89,15 +89,16 @@ class LocalFiles:
         return self._disk.stat(self._root / path).st_size
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        folders = [self._root / prefix]
+        root = f"{self._root}{os.sep}"
+        folders = [root + prefix]
         while folders:
             try:
-                for found in self._disk.scan(folders.pop()):
+                for found in self._disk.scan(Path(folders.pop())):
                     if found.is_dir():
                         if not found.is_symlink():  # which may lead back up
-                            folders.append(Path(found.path))
+                            folders.append(found.path)
                     else:
-                        path = Path(found.path).relative_to(self._root).as_posix()
+                        path = found.path.removeprefix(root).replace(os.sep, "/")
                         with suppress(FileNotFoundError):  # a temporary file may be renamed while we look
                             stat = found.stat()
                             yield Entry(path=path, bytes=stat.st_size, modified_s=stat.st_mtime)

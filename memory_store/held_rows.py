@@ -10,7 +10,7 @@ from memory_store.delta import is_in, search_live, search_rows
 from memory_store.keeping import Piece, gaps
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import MipsIndex
-from memory_store.parts import live_rows
+from memory_store.parts import live_rows, sorted_union
 from memory_store.recall import RecallReport
 from memory_store.rows import DeadRows, Rows
 from memory_store.topk import PartialTopK
@@ -48,12 +48,7 @@ class HeldRows:
             first = int(self.rows.starts[number]) - self.rows.pieces[number].start
             outside.append(np.arange(first + start, first + stop))
         dead_M = self.rows.dead_here(dead)
-        if not outside:
-            return dead_M
-        sorted_M = np.sort(
-            np.concatenate([*outside, dead_M]), kind="stable"
-        )  # np.union1d hashes, which takes far longer
-        return sorted_M[np.diff(sorted_M, prepend=-1) > 0]
+        return sorted_union([*outside, dead_M]) if outside else dead_M
 
 
 class SeenRows:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from memory_store.delta import is_in
 from memory_store.errors import CorruptFile
 from memory_store.keeping import Piece, pieces_of
 from memory_store.manifest import Manifest
@@ -29,10 +30,9 @@ _FIRST_STAND_IN = -2  # -1 stands for no fact
 class Rows:
     """The rows of some slices of parts. Never changes, so generations share it.
 
-    without_dead: leave the dead rows out (that copies, so it is for few rows); otherwise they stay, `dead_here` tells
-    which they are, and a dead row whose fact lives on in another row here goes by a stand-in id below -1, so that ids
-    are unique. A row that is dead in one generation is dead in every generation with the same parts that holds the
-    other row, so the stand-ins hold for all that share this.
+    without_dead: leave out the rows that are dead now (that copies, so it is for few rows); otherwise they stay, and a
+    dead row whose fact lives on in another row here goes by a stand-in id below -1, so that ids are unique. `serves`
+    tells in which other generations that is right, `dead_here` which of the rows here are dead in one.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class Rows:
                     f"generation {manifest.generation}: expected vectors of dimension {manifest.dim}, "
                     f"found {chunk.shape[1]}; run `hmn verify`"
                 )
-        dead_M = self.dead_here(dead)
-        self._kept_N: NDArray[np.int64] | None = None  # numbers within the slices, where rows were left out
+        self._kept_N: NDArray[np.int64] | None = None  # numbers within the pieces, where rows were left out
+        dead_M = self._dead_in_pieces(dead)
+        self._left_out_M = dead_M if without_dead else dead_M[:0]  # numbers within the pieces
         self._hidden_M = dead_M[:0]  # the rows that go by a stand-in
         if without_dead and len(dead_M):
             self._kept_N = live_rows(len(ids_N), dead_M)
@@ -123,12 +124,27 @@ class Rows:
         if self.num_rows == 0:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         sorted_ids_N, row_by_rank_N = self._by_id
-        rank_C = np.searchsorted(sorted_ids_N, fact_ids_C).clip(max=len(sorted_ids_N) - 1)
-        positions_F = np.flatnonzero((sorted_ids_N[rank_C] == fact_ids_C) & (fact_ids_C >= 0))
-        return positions_F, row_by_rank_N[rank_C[positions_F]]
+        order_C = np.argsort(fact_ids_C, kind="stable")  # in order, neighbours are found in what is cached
+        wanted_C = fact_ids_C[order_C]
+        rank_C = np.searchsorted(sorted_ids_N, wanted_C).clip(max=len(sorted_ids_N) - 1)
+        found_C = np.zeros(len(wanted_C), dtype=np.bool_)
+        found_C[order_C] = (sorted_ids_N[rank_C] == wanted_C) & (wanted_C >= 0)
+        row_C = np.empty(len(wanted_C), dtype=np.int64)
+        row_C[order_C] = row_by_rank_N[rank_C]
+        positions_F = np.flatnonzero(found_C)
+        return positions_F, row_C[positions_F]
 
     def dead_here(self, dead: DeadRows) -> NDArray[np.int64]:
-        """The numbers of the dead rows [M] within the pieces, sorted."""
+        """The numbers of the rows here [M] that are dead, sorted."""
+        dead_M = self._dead_in_pieces(dead)
+        if self._kept_N is None or not len(dead_M) or not self.num_rows:
+            return dead_M if self._kept_N is None else dead_M[:0]
+        rank_M = np.searchsorted(self._kept_N, dead_M).clip(max=len(self._kept_N) - 1)
+        here_M: NDArray[np.int64] = rank_M[self._kept_N[rank_M] == dead_M]
+        return here_M
+
+    def _dead_in_pieces(self, dead: DeadRows) -> NDArray[np.int64]:
+        """The numbers of the dead rows within the pieces, sorted, those that were left out among them."""
         found = [np.zeros(0, dtype=np.int64)]
         for piece, first in zip(self.pieces, self.starts, strict=False):
             of_part = dead.get(piece.facts.path)
@@ -137,9 +153,12 @@ class Rows:
                 found.append(of_part[start:stop] - piece.start + first)
         return np.concatenate(found)
 
-    def fits(self, dead_M: NDArray[np.int64]) -> bool:
-        """Whether these rows, stand-ins and all, serve a generation in which the rows of these numbers are dead."""
-        return bool(np.isin(self._hidden_M, dead_M).all())
+    def serves(self, unseen_M: NDArray[np.int64], dead: DeadRows) -> bool:
+        """Whether these rows are right for a generation that sees all but those of these numbers, sorted, and in which
+        these are dead: what was left out must be dead there, and what goes by a stand-in be unseen."""
+        return _are_in(self._hidden_M, unseen_M) and (
+            not len(self._left_out_M) or _are_in(self._left_out_M, self._dead_in_pieces(dead))
+        )
 
     def places(self, rows_F: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(number of the piece [F], row in its part [F]) of rows here."""
@@ -147,6 +166,10 @@ class Rows:
         piece_F = np.searchsorted(self.starts, numbers_F, side="right") - 1
         first = np.array([piece.start for piece in self.pieces], dtype=np.int64)
         return piece_F, numbers_F - self.starts[piece_F] + first[piece_F]
+
+
+def _are_in(some_M: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> bool:
+    return not len(some_M) or (len(some_M) <= len(sorted_M) and bool(is_in(some_M, sorted_M).all()))
 
 
 def _ranked(ids_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

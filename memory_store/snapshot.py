@@ -10,12 +10,13 @@ from memory_store.errors import NoVectors
 from memory_store.held_rows import HeldRows, SeenRows
 from memory_store.index_files import IndexedRows, index_path, open_index
 from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
-from memory_store.keeping import Piece, gaps, pays, pieces_of, rows_of
+from memory_store.keeping import MOST_GONE, Piece, gaps, pays, pieces_of, rows_of, runs
 from memory_store.manifest import Manifest, Part
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import parse_index
-from memory_store.mips.registry import INDEXES, build_index
-from memory_store.parts import dead_rows
+from memory_store.mips.few_rows import index_exactly
+from memory_store.mips.registry import INDEXES
+from memory_store.parts import Tombstones, dead_of, read_tombstones
 from memory_store.placement import Slice, place
 from memory_store.rows import Rows
 from memory_store.storage import Storage
@@ -60,7 +61,11 @@ class Snapshot:
         placed = manifest.vectors or manifest.facts
         slices = place([part.rows for part in placed], config.num_shards)[config.shard]
         first_fresh = len(placed) - manifest.delta_parts
-        self._dead = dead_rows(storage, manifest.facts, manifest.tombstones)
+        known: dict[Part, Tombstones] = {part: read for other in others for part, read in other.tombstones.items()}
+        self.tombstones: Mapping[Part, Tombstones] = {
+            part: known[part] if part in known else read_tombstones(storage, part) for part in manifest.tombstones
+        }
+        self._dead = dead_of(storage, manifest.facts, self.tombstones)
         main_slices = [piece for piece in slices if piece.part < first_fresh]
         self.wanted = pieces_of(manifest, main_slices)
         self.main: HeldRows = self._kept_main(others) or self._new_main(
@@ -74,13 +79,13 @@ class Snapshot:
         if beside:
             held.append(self._kept_beside(beside, others) or self._exactly(beside, without_dead=False))
         self.beside = held[1:]
-        fresh = [piece for piece in slices if piece.part >= first_fresh]
+        self.fresh = self._runs([piece for piece in slices if piece.part >= first_fresh], others)
         vectors = manifest.vectors or (None,) * len(manifest.facts)
         parts = {pair: number for number, pair in enumerate(zip(manifest.facts, vectors, strict=True))}
         self._seen = [SeenRows(one, self._unseen(one), _positions(one.rows.pieces, parts)) for one in held]
-        if fresh:
-            one = self._exactly(fresh, without_dead=True)
-            self._seen.append(SeenRows(one, np.zeros(0, dtype=np.int64), [piece.part for piece in fresh]))
+        self._seen += [
+            SeenRows(one, one.rows.dead_here(self._dead), _positions(one.rows.pieces, parts)) for one in self.fresh
+        ]
 
     @property
     def num_rows(self) -> int:
@@ -135,7 +140,7 @@ class Snapshot:
                 if pays(other.main.rows.num_rows, beside=missing, gone=gone):
                     candidates.append((missing, other.main))
         candidates.sort(key=lambda candidate: candidate[0])
-        return next((main for _, main in candidates if main.rows.fits(self._unseen(main))), None)
+        return next((main for _, main in candidates if main.rows.serves(self._unseen(main), self._dead)), None)
 
     def _new_main(self, slices: Sequence[Slice], before: HeldRows | None) -> HeldRows:
         """before: what served until now, whose index knows the effort that its target takes."""
@@ -174,13 +179,50 @@ class Snapshot:
         """The same rows as another generation has beside its main index."""
         pieces = pieces_of(self.manifest, slices)
         held = (one for other in reversed(others) for one in other.beside if one.rows.pieces == pieces)
-        return next((one for one in held if one.rows.fits(self._unseen(one))), None)
+        return next((one for one in held if one.rows.serves(self._unseen(one), self._dead)), None)
+
+    def _runs(self, slices: Sequence[Slice], others: Sequence["Snapshot"]) -> list[HeldRows]:
+        """What was written since the last compaction, in runs, of which other generations have all but the last ones.
+
+        Neighbours that nobody has are one run: they are read and indexed in any case.
+        """
+        pieces = pieces_of(self.manifest, slices)
+        held_from: dict[Piece, list[HeldRows]] = {}
+        for one in (one for other in others for one in other.fresh):
+            held_from.setdefault(one.rows.pieces[0], []).append(one)
+        spans: list[tuple[int, int, HeldRows | None]] = []
+        at = 0
+        while at < len(pieces):
+            fit = [
+                one
+                for one in held_from.get(pieces[at], ())
+                if one.rows.pieces == pieces[at : at + len(one.rows.pieces)] and self._is_good(one)
+            ]
+            kept = max(fit, key=lambda one: len(one.rows.pieces), default=None)
+            end = at + (1 if kept is None else len(kept.rows.pieces))
+            start = spans.pop()[0] if kept is None and spans and spans[-1][2] is None else at
+            spans.append((start, end, kept))
+            at = end
+        rows = [
+            sum(piece.rows for piece in pieces[start:end]) if kept is None else kept.rows.num_rows
+            for start, end, kept in spans
+        ]
+        found = []
+        for first, last in runs(rows):
+            kept = spans[first][2] if last == first + 1 else None
+            found.append(kept or self._exactly(slices[spans[first][0] : spans[last - 1][1]], without_dead=True))
+        return found
+
+    def _is_good(self, run: HeldRows) -> bool:
+        """Whether a run of another generation is right for this one, and most of it lives."""
+        dead_M = run.rows.dead_here(self._dead)
+        return len(dead_M) <= MOST_GONE * run.rows.num_rows and run.rows.serves(dead_M, self._dead)
 
     def _exactly(self, slices: Sequence[Slice], *, without_dead: bool) -> HeldRows:
         """Rows that are few: any other index would have to be built for them at every change."""
         threads = self._config.threads
         rows = Rows(self._storage, self.manifest, slices, self._dead, without_dead=without_dead, threads=threads)
-        return HeldRows(rows, build_index("exact", rows.vectors, threads) if rows.vectors.chunks else None)
+        return HeldRows(rows, index_exactly(rows.vectors, threads) if rows.vectors.chunks and rows.num_rows else None)
 
     def _unseen(self, held: HeldRows) -> NDArray[np.int64]:
         return held.unseen(self.wanted, self._dead)

@@ -23,6 +23,7 @@ __all__ = [
     "CopyPrecision",
     "copy_rows",
     "encode",
+    "never_written",
     "padded",
     "read_copy",
     "saved_copy",
@@ -109,11 +110,11 @@ def read_copy(arrays: SavedArrays, num_rows: int, dim: int) -> tuple[Tensor | No
         raise ValueError(f"expected the copy of {num_rows:,} rows of {dim} values, found {shapes}")
     if precision is None:
         return None, bounds
-    copy_ND = _never_written(arrays[precision])
+    copy_ND = never_written(arrays[precision])
     return copy_ND if precision == "int8" else copy_ND.view(torch.bfloat16), bounds
 
 
-def _never_written(array: NDArray[Any]) -> Tensor:
+def never_written(array: NDArray[Any]) -> Tensor:
     """A tensor over read-only memory, without torch's warning that it could be written: nobody writes to the copy."""
     memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
     memory.of = array  # type: ignore[attr-defined]  # the memory must not go before the tensor does

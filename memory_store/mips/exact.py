@@ -125,6 +125,12 @@ class ExactIndex:
     def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
         """The k facts of largest inner product per query; see MipsIndex.search."""
         wide_BD = check_queries(queries_BD, self._vectors.dim, k).astype(np.float64)
+        if self._workers.count > 1:
+            return self._search(wide_BD, k)
+        (answer,) = self._workers.side_by_side([partial(self._search, wide_BD, k)])  # one hand-over, not one per step
+        return answer
+
+    def _search(self, wide_BD: NDArray[np.float64], k: int) -> PartialTopK:
         answer = PartialTopK(
             fact_ids_BK=np.full((len(wide_BD), k), NO_FACT, dtype=np.int64),
             scores_BK=np.full((len(wide_BD), k), -np.inf),

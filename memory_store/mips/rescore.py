@@ -13,7 +13,7 @@ from memory_store.mips.scratch import Scratch
 
 # D dimension, B queries, P pairs of a query and a row or a group of rows, p of them at once, g rows in a group
 
-__all__ = ["GroupScorer", "score_pairs"]
+__all__ = ["GroupScorer", "NarrowQueries", "score_pairs"]
 
 _VALUES_AT_ONCE = 2**20  # few large steps: two workers that hand Python's lock to and fro lose more than a cache gains
 _SAFE_EXPONENT = 40  # norms within 2^+-40 can be multiplied in float32 as they are
@@ -45,25 +45,25 @@ def score_pairs(
     return scores_P
 
 
-class GroupScorer:
-    """Scores of whole groups of rows in float32, in units of each query, and what their proven error leaves open."""
+class NarrowQueries:
+    """Queries in float32, each in a unit of its own, and what the error of float32 leaves open of their products."""
 
-    def __init__(
-        self, vectors: ShardVectors, queries_BD: NDArray[np.float64], longest: float, scratch: Scratch
-    ) -> None:
-        """longest: no row's norm exceeds it."""
-        exponent = scale_exponent(longest)
-        self._scratch = scratch
-        self._vectors = vectors
-        self._queries_BD = queries_BD
-        self._row_scale = 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0**-exponent
+    def __init__(self, queries_BD: NDArray[np.float64], longest: float, *, row_scale: float = 1.0) -> None:
+        """longest: no row's norm exceeds it. row_scale: what rows are multiplied with before they are."""
+        dim = queries_BD.shape[1]
         unit_B = np.ldexp(1.0, np.frexp(np.abs(queries_BD).max(axis=1, initial=0.0))[1])
-        self._narrow_BD = torch.from_numpy((queries_BD / unit_B[:, None]).astype(np.float32))
-        self._unit_B = unit_B / self._row_scale
+        self.queries_BD = torch.from_numpy((queries_BD / unit_B[:, None]).astype(np.float32))
+        self._unit_B = unit_B / row_scale
         # Beyond the error of the product: queries rounded to float32, the float64 sum, products that vanish.
-        relative = float32_error(vectors.dim) + 2.0**-20
-        self._error_B = relative * longest * self._row_scale * np.linalg.norm(queries_BD / unit_B[:, None], axis=1)
-        self._error_B += vectors.dim * 2.0**-110
+        relative = float32_error(dim) + 2.0**-20
+        self._error_B = relative * longest * row_scale * np.linalg.norm(queries_BD / unit_B[:, None], axis=1)
+        self._error_B += dim * 2.0**-110
+
+    @staticmethod
+    def row_scale(longest: float) -> float:
+        """What rows must be multiplied with so that float32 can hold their products; mostly 1."""
+        exponent = scale_exponent(longest)
+        return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0**-exponent
 
     def near_limit(self, kth_B: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows of lower scores are not among the k best, given that k rows score kth_B or more."""
@@ -73,6 +73,19 @@ class GroupScorer:
         """What the true scores of k rows reach, given that k rows score kth_B or more here."""
         floor_B: NDArray[np.float64] = (kth_B - self._error_B) * self._unit_B
         return floor_B
+
+
+class GroupScorer:
+    """Scores of whole groups of rows in float32, in units of each query."""
+
+    def __init__(
+        self, vectors: ShardVectors, queries_BD: NDArray[np.float64], longest: float, scratch: Scratch
+    ) -> None:
+        """longest: no row's norm exceeds it."""
+        self._scratch = scratch
+        self._vectors = vectors
+        self._row_scale = NarrowQueries.row_scale(longest)
+        self.queries = NarrowQueries(queries_BD, longest, row_scale=self._row_scale)
 
     def scores(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the rows of each group with its query, [P, g]; -inf past the last row."""
@@ -84,7 +97,7 @@ class GroupScorer:
         for start in range(0, len(query_P), groups_at_once):
             part_p = order_P[start : start + groups_at_once]
             asking_pD = torch.index_select(
-                self._narrow_BD, 0, torch.from_numpy(query_P[part_p]), out=query_pD[: len(part_p)]
+                self.queries.queries_BD, 0, torch.from_numpy(query_P[part_p]), out=query_pD[: len(part_p)]
             )
             self._score(group_P[part_p], asking_pD.numpy(), ordered_Pg[start : start + len(part_p)])
         scores_Pg = np.empty_like(ordered_Pg)

@@ -163,7 +163,7 @@ class _Shortlist:
         """
         asked_b = np.zeros(self._batch, dtype=np.bool_)
         asked_b[queries_q] = True
-        floor_b = self._scorer.true_floor(self._best_bk.min(axis=1))
+        floor_b = self._scorer.queries.true_floor(self._best_bk.min(axis=1))
         limit_b = np.where(asked_b, round_down_float32(floor_b / self._bounds.unit_b), np.float32(np.inf))
         query_P, group_P, few_b = self._bounds.reaching(limit_b, most_groups)
         self._keep(query_P, group_P, self._scorer.scores(query_P, group_P))
@@ -176,14 +176,14 @@ class _Shortlist:
         order_P = np.lexsort((-score_P, query_P))
         first_b = np.searchsorted(query_P[order_P], np.arange(self._batch))
         kth_b = score_P[order_P[first_b + self._k - 1]]
-        near_P = score_P >= self._scorer.near_limit(kth_b)[query_P]
+        near_P = score_P >= self._scorer.queries.near_limit(kth_b)[query_P]
         query_P, row_P = query_P[near_P], row_P[near_P]
         true_P = score_pairs(self._vectors, row_P, self._queries_bD, query_P)
         return best_of_pairs(query_P, self._vectors.fact_ids_N[row_P], true_P, batch=self._batch, k=self._k)
 
     def _keep(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], score_Pg: NDArray[np.float32]) -> None:
         """Remember the rows that may be among the k best."""
-        limit_b = self._scorer.near_limit(self._best_bk.min(axis=1))
+        limit_b = self._scorer.queries.near_limit(self._best_bk.min(axis=1))
         at_P, offset_P = np.nonzero(score_Pg >= limit_b[query_P, None])
         self._near.append(_NearRows(query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P, score_Pg[at_P, offset_P]))
         self.looked_at_groups += len(group_P)

@@ -18,7 +18,8 @@ _torch_settings = threading.Lock()  # torch.set_num_threads also writes a defaul
 class Workers:
     """`count` persistent threads, torch using `threads` in each; the caller's own setting is left as it was.
 
-    Several callers may run tasks at once: tasks queue, so no more than `count` cores are ever busy.
+    Several callers may run tasks at once: tasks queue, so no more than `count` cores are ever busy. Tasks of a task are
+    done by its own thread, one after the other.
     """
 
     def __init__(self, count: int, *, threads: int = 1) -> None:
@@ -26,12 +27,13 @@ class Workers:
             raise ValueError(f"expected at least one thread, found {min(count, threads)}")
         self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="hmn-scan")
+        self._here = threading.local()
         all_started = threading.Barrier(count)  # so that each of the tasks below gets a thread of its own
         with _torch_settings:
             # The number of threads belongs to each thread, but torch.set_num_threads also makes its argument the
             # default of threads that have not asked yet. Reading ours fixes it; setting it again restores that default.
             ours = torch.get_num_threads()
-            for started in [self._pool.submit(_compute_with, threads, all_started) for _ in range(count)]:
+            for started in [self._pool.submit(self._start, threads, all_started) for _ in range(count)]:
                 started.result()
             torch.set_num_threads(ours)
 
@@ -41,10 +43,19 @@ class Workers:
 
     def side_by_side(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """What the tasks return, as many of them at once as there are workers; an error of one as in `run`."""
+        if getattr(self._here, "is_worker", False):
+            return [task() for task in tasks]
         running = [self._pool.submit(task) for task in tasks]
         for future in running:
             future.exception()  # wait for all before raising: a task still running may hold the caller's buffers
         return [future.result() for future in running]
+
+    def _start(self, threads: int, all_started: threading.Barrier) -> None:
+        all_started.wait()
+        self._here.is_worker = True
+        torch.get_num_threads()  # a thread that has not asked yet takes the default at its first product, over ours
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)  # the proofs of exactness know of tiny numbers, not of numbers that vanish
 
 
 class InTurn:
@@ -55,10 +66,3 @@ class InTurn:
     def side_by_side(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """What the tasks return."""
         return [task() for task in tasks]
-
-
-def _compute_with(threads: int, all_started: threading.Barrier) -> None:
-    all_started.wait()
-    torch.get_num_threads()  # a thread that has not asked yet takes the default at its first product, over ours
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)  # the proofs of exactness know of tiny numbers, not of numbers that vanish

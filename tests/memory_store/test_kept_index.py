@@ -1,7 +1,9 @@
-"""An approximate main index serves on after small changes of the parts under it; every answer stays right."""
+"""What is indexed serves on after small changes of the parts under it, the main index and the runs of what was written
+since; every answer stays right."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.compaction import CompactionPolicy, compact
 from memory_store.errors import UnknownFact
 from memory_store.history import rollback
-from memory_store.keeping import MOST_BESIDE, MOST_GONE, Piece, gaps, pays
+from memory_store.keeping import MOST_BESIDE, MOST_GONE, Piece, gaps, pays, runs
 from memory_store.manifest import Part, generations, read_manifest
 from memory_store.mips.base import MipsIndex
 from memory_store.mips.oracle import exhaustive_search
@@ -63,6 +65,33 @@ def test_another_part_of_the_same_name_and_other_vectors_of_the_same_facts_are_o
         assert gaps([one], [other]) == [(0, 0, 10)]
 
 
+@given(rows=st.lists(st.one_of(st.integers(0, 9), st.integers(0, 50_000)), max_size=40))
+def test_runs_hold_everything_in_order_and_each_is_longer_than_the_next(rows: list[int]) -> None:
+    found = runs(rows)
+    assert [number for first, end in found for number in range(first, end)] == list(range(len(rows)))
+    held = [sum(rows[first:end]) for first, end in found]
+    for before, after in pairwise(held):
+        assert before > after
+        assert before + after > 8192
+
+
+@given(writes=st.lists(st.integers(1, 3000), min_size=1, max_size=300))
+def test_a_row_is_indexed_again_as_seldom_as_runs_double(writes: list[int]) -> None:
+    held: list[int] = []
+    indexed = 0
+    for rows in writes:
+        spans = runs([*held, rows])
+        merged = [sum([*held, rows][first:end]) for first, end in spans]
+        indexed += sum(new for new, (first, end) in zip(merged, spans, strict=True) if end > first + 1)
+        indexed += rows if spans[-1] == (len(held), len(held) + 1) else 0
+        held = merged
+    total = sum(writes)
+    doublings = np.log2(max(total / 8192, 1)) + 2
+    small = sum(min(8192, sum(writes[: n + 1])) for n in range(len(writes)))  # short runs are indexed whole each time
+    assert indexed <= doublings * total + small
+    assert len(held) <= doublings + 1
+
+
 def test_an_index_is_kept_up_to_a_share_of_rows_beside_it_and_of_rows_that_are_gone() -> None:
     beside, gone = int(MOST_BESIDE * 1000), int(MOST_GONE * 1000)
     assert pays(1000, beside=beside, gone=gone)
@@ -78,6 +107,12 @@ def index_of(memory: Memory, shard: int = 0) -> MipsIndex | None:
     """The main index object of a shard of a local memory."""
     held: Shard = memory._engines.now.backend.handles[shard]._shard  # type: ignore[attr-defined]
     return held._snapshot(memory.generation).main.index
+
+
+def runs_of(memory: Memory, shard: int = 0) -> list[tuple[int, MipsIndex | None]]:
+    """Rows and index object of each run of what was written since the last compaction."""
+    held: Shard = memory._engines.now.backend.handles[shard]._shard  # type: ignore[attr-defined]
+    return [(run.rows.num_rows, run.index) for run in held._snapshot(memory.generation).fresh]
 
 
 class Model:
@@ -131,7 +166,10 @@ class Model:
 
 
 @pytest.fixture
-def start(tmp_path: Path, rng: np.random.Generator) -> Iterator[Callable[..., tuple[Memory, Model]]]:
+def start(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Memory, Model]]]:
+    monkeypatch.setattr("memory_store.keeping._SHORT_RUN", 8)  # else all that is written here would be one run
     opened: list[Memory] = []
 
     def begin(index: str, shards: int, rows: int = ROWS, part_rows: int = 400, seed: int = 0) -> tuple[Memory, Model]:
@@ -286,6 +324,57 @@ def test_the_generations_that_share_an_index_each_see_their_own_rows(tmp_path: P
         found = shard.vectors(generation, ids_N)
         np.testing.assert_array_equal(found.vectors_FD, held_ND[found.positions_F])
         assert len(found.positions_F) == len(rows)
+
+
+def test_a_write_indexes_what_it_writes_and_leaves_longer_runs_alone(start) -> None:
+    memory, model = start("exact", 1)
+    change(memory, model, range(ROWS, ROWS + 64))
+    ((_, long_run),) = runs_of(memory)
+    change(memory, model, [1, 2, 3, ROWS + 5])  # the last one is in the long run, and dead there now
+    assert [rows for rows, _ in runs_of(memory)] == [64, 4]
+    assert runs_of(memory)[0][1] is long_run
+    model.check(memory)
+    memory.delete([7, ROWS + 6])
+    del model.rows[7], model.rows[ROWS + 6]
+    assert runs_of(memory)[0][1] is long_run
+    model.check(memory)
+    change(memory, model, range(ROWS + 100, ROWS + 170))  # longer than both: one run, without the dead
+    assert [rows for rows, _ in runs_of(memory)] == [64 - 2 + 4 + 70]
+    model.check(memory)
+
+
+def test_a_run_of_which_much_is_dead_is_indexed_without_it(start) -> None:
+    memory, model = start("exact", 1)
+    change(memory, model, range(ROWS, ROWS + 64))
+    change(memory, model, [1, 2], range(ROWS, ROWS + 30))
+    assert [rows for rows, _ in runs_of(memory)] == [34, 2]
+    model.check(memory)
+
+
+def test_rows_that_a_run_left_out_are_found_again_after_a_rollback(start) -> None:
+    memory, model = start("exact", 1)
+    change(memory, model, range(ROWS, ROWS + 20))
+    before, past = memory.generation, dict(model.rows)
+    change(memory, model, range(ROWS + 20, ROWS + 60), range(ROWS, ROWS + 10))
+    change(memory, model, range(ROWS + 5, ROWS + 90))
+    model.check(memory)
+    rollback(Storage(memory.url), before)
+    memory.refresh()
+    model.rows = past
+    model.check(memory)
+    memory.compact()
+    model.check(memory)
+
+
+def test_facts_that_are_all_overwritten_or_deleted_leave_runs_of_nothing(start) -> None:
+    memory, model = start("exact", 2)
+    for _ in range(4):
+        change(memory, model, range(ROWS, ROWS + 12))
+        model.check(memory)
+    change(memory, model, [0], range(ROWS, ROWS + 12))
+    model.check(memory)
+    change(memory, model, range(ROWS, ROWS + 3))
+    model.check(memory)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from memory_store.mips.encode import GROUP_ROWS, encode
 from memory_store.mips.maxima import by_bits, mostly_positive
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.registry import build_index
-from memory_store.mips.rescore import GroupScorer
+from memory_store.mips.rescore import NarrowQueries
 from memory_store.mips.scan import BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
 from memory_store.mips.workers import Workers
@@ -72,7 +72,7 @@ def test_with_bounds_that_leave_the_margin_out_rows_would_be_lost(
 
     monkeypatch.setattr(bounds_module.QueryBounds, "of", classmethod(without_margin))
     # The floor keeps a margin of its own, as wide as that of the scan in float32, and would make up for it.
-    monkeypatch.setattr(GroupScorer, "true_floor", lambda scorer, kth_B: kth_B.astype(np.float64) * scorer._unit_B)
+    monkeypatch.setattr(NarrowQueries, "true_floor", lambda narrow, kth_B: kth_B.astype(np.float64) * narrow._unit_B)
     found = build_index(f"exact?scan={precision}", vectors).search(queries_BD, 10)
     expected = exhaustive_search(vectors.fact_ids_N, rows_ND, queries_BD, 10)
     assert not np.array_equal(found.fact_ids_BK, expected.fact_ids_BK)
