@@ -40,7 +40,7 @@ class ShardStats:
     """One line of `stats()`. bytes: mapped vectors plus what the index holds. restarts: as seen by the caller.
 
     rows: live ones; fresh_rows: those of them that are searched beside the main index: written since the last
-    compaction, or so few that an approximate index was not built anew for them.
+    compaction, or so few that the main index was not built anew for them.
     recall: what the repeated searches say of an approximate index; None before the first, and for an exact one.
     device: where the main index is scanned: "cpu", or a GPU.
     copies: where a shard is served more than once; the line is then that of the first copy that serves, restarts are

@@ -13,9 +13,7 @@ from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
 from memory_store.keeping import MOST_GONE, Piece, gaps, pays, pieces_of, rows_of, runs
 from memory_store.manifest import Manifest, Part
 from memory_store.mips.approximate import ApproximateIndex
-from memory_store.mips.base import parse_index
 from memory_store.mips.few_rows import index_exactly
-from memory_store.mips.registry import INDEXES
 from memory_store.parts import Tombstones, dead_of, read_tombstones
 from memory_store.placement import Slice, place
 from memory_store.rows import Rows
@@ -25,6 +23,8 @@ from memory_store.topk import PartialTopK, merge, select
 # B queries, K slots, D dimension, C fact ids asked for, F of them found, M rows that are not seen
 
 __all__ = ["ShardConfig", "Snapshot"]
+
+_SLOW_TO_BUILD = 1 << 17  # rows of an exact index, which takes about 50 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +71,15 @@ class Snapshot:
         self.main: HeldRows = self._kept_main(others) or self._new_main(
             main_slices, others[-1].main if others else None
         )
-        held = [self.main]
         beside = [
             Slice(part=main_slices[number].part, start=start, stop=stop)
             for number, start, stop in gaps(self.wanted, self.main.rows.pieces)
         ]
-        if beside:
-            held.append(self._kept_beside(beside, others) or self._exactly(beside, without_dead=False))
-        self.beside = held[1:]
-        self.fresh = self._runs([piece for piece in slices if piece.part >= first_fresh], others)
+        self.runs = self._runs(beside + [piece for piece in slices if piece.part >= first_fresh], others)
         vectors = manifest.vectors or (None,) * len(manifest.facts)
         parts = {pair: number for number, pair in enumerate(zip(manifest.facts, vectors, strict=True))}
-        self._seen = [SeenRows(one, self._unseen(one), _positions(one.rows.pieces, parts)) for one in held]
-        self._seen += [
-            SeenRows(one, one.rows.dead_here(self._dead), _positions(one.rows.pieces, parts)) for one in self.fresh
-        ]
+        unseen = [(self.main, self._unseen(self.main)), *((run, run.rows.dead_here(self._dead)) for run in self.runs)]
+        self._seen = [SeenRows(held, dead_M, _positions(held.rows.pieces, parts)) for held, dead_M in unseen]
 
     @property
     def num_rows(self) -> int:
@@ -122,19 +116,25 @@ class Snapshot:
         return str(getattr(self.main.index, "device", "cpu"))
 
     @property
+    def is_slow_to_build(self) -> bool:
+        """Whether building the main index takes longer than rows beside it cost in searches."""
+        approximate = isinstance(self.main.index, ApproximateIndex)
+        return approximate or (self.device == "cpu" and self.main.rows.num_rows >= _SLOW_TO_BUILD)
+
+    @property
     def nbytes(self) -> int:
         return sum(seen.held.nbytes for seen in self._seen)
 
     def _kept_main(self, others: Sequence["Snapshot"]) -> HeldRows | None:
         """The main index of another generation: of one with the same main rows, whatever has been written since, else
-        the one that leaves the fewest rows beside it, if it is approximate and worth it."""
+        the one that leaves the fewest rows beside it, if it is slow to build and worth it."""
         candidates: list[tuple[int, HeldRows]] = []  # with how many rows each would leave beside it
         for other in reversed(others):
             if other.manifest.dim != self.manifest.dim:
                 continue
             if other.wanted == self.wanted:
                 candidates.append((-1, other.main))
-            elif isinstance(other.main.index, ApproximateIndex):  # to build an exact one is hardly more than to read it
+            elif other.is_slow_to_build:
                 missing = rows_of(gaps(self.wanted, other.main.rows.pieces))
                 gone = rows_of(gaps(other.main.rows.pieces, self.wanted))
                 if pays(other.main.rows.num_rows, beside=missing, gone=gone):
@@ -160,10 +160,8 @@ class Snapshot:
         return HeldRows(rows, index)
 
     def _saved_parts(self, of_all: Sequence[Part], slices: Sequence[Slice]) -> int | None:
-        """How many of the main parts, the first ones, an approximate index covers that was saved before the others
-        came, if so few came that a shard that has it would keep it; None if there is none."""
-        if not of_all or INDEXES[parse_index(self._config.index, INDEXES).name].exact:
-            return None
+        """How many of the main parts, the first ones, an index covers that was saved before the others came, if so few
+        came that a shard that has it would keep it; None if there is none."""
         saved = set(self._storage.list(INDEX_FOLDER))
         for count in range(len(of_all), 0, -1):
             leading = [piece for piece in slices if piece.part < count]
@@ -175,20 +173,14 @@ class Snapshot:
                 return count
         return None
 
-    def _kept_beside(self, slices: Sequence[Slice], others: Sequence["Snapshot"]) -> HeldRows | None:
-        """The same rows as another generation has beside its main index."""
-        pieces = pieces_of(self.manifest, slices)
-        held = (one for other in reversed(others) for one in other.beside if one.rows.pieces == pieces)
-        return next((one for one in held if one.rows.serves(self._unseen(one), self._dead)), None)
-
     def _runs(self, slices: Sequence[Slice], others: Sequence["Snapshot"]) -> list[HeldRows]:
-        """What was written since the last compaction, in runs, of which other generations have all but the last ones.
+        """Rows beside the main index, in runs, of which other generations have all but the last ones.
 
         Neighbours that nobody has are one run: they are read and indexed in any case.
         """
         pieces = pieces_of(self.manifest, slices)
         held_from: dict[Piece, list[HeldRows]] = {}
-        for one in (one for other in others for one in other.fresh):
+        for one in (one for other in others for one in other.runs):
             held_from.setdefault(one.rows.pieces[0], []).append(one)
         spans: list[tuple[int, int, HeldRows | None]] = []
         at = 0
@@ -210,7 +202,7 @@ class Snapshot:
         found = []
         for first, last in runs(rows):
             kept = spans[first][2] if last == first + 1 else None
-            found.append(kept or self._exactly(slices[spans[first][0] : spans[last - 1][1]], without_dead=True))
+            found.append(kept or self._exactly(slices[spans[first][0] : spans[last - 1][1]]))
         return found
 
     def _is_good(self, run: HeldRows) -> bool:
@@ -218,10 +210,10 @@ class Snapshot:
         dead_M = run.rows.dead_here(self._dead)
         return len(dead_M) <= MOST_GONE * run.rows.num_rows and run.rows.serves(dead_M, self._dead)
 
-    def _exactly(self, slices: Sequence[Slice], *, without_dead: bool) -> HeldRows:
+    def _exactly(self, slices: Sequence[Slice]) -> HeldRows:
         """Rows that are few: any other index would have to be built for them at every change."""
         threads = self._config.threads
-        rows = Rows(self._storage, self.manifest, slices, self._dead, without_dead=without_dead, threads=threads)
+        rows = Rows(self._storage, self.manifest, slices, self._dead, without_dead=True, threads=threads)
         return HeldRows(rows, index_exactly(rows.vectors, threads) if rows.vectors.chunks and rows.num_rows else None)
 
     def _unseen(self, held: HeldRows) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import memory_store.index_files
-import memory_store.shard
+import memory_store.snapshot
 from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.compaction import compact
 from memory_store.errors import CommitUnknown, CorruptFile, DuplicateFact, GenerationConflict, NoVectors, UnknownFact
@@ -24,6 +24,7 @@ from memory_store.manifest import (
     commit,
     read_manifest,
 )
+from memory_store.mips.base import MipsIndex, ShardVectors
 from memory_store.parts import TOMBSTONES_SCHEMA, dead_rows, scan_facts, scan_vectors, vectors_table, write_part
 from memory_store.storage import Storage
 from memory_store.upkeep import inspect_memory, sweep, verify_memory
@@ -216,20 +217,25 @@ def test_the_main_index_is_built_once_however_many_writes_follow(
     nine: Storage, facts_of: FactsOf, vectors_for: VectorsFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
-    real = memory_store.index_files.build_index  # of main rows; shards build the index of fresh rows themselves
+    beside: list[int] = []
+    of_main, of_runs = memory_store.index_files.build_index, memory_store.snapshot.index_exactly
 
-    def counting(name: str, vectors: object, threads: int) -> object:
-        built.append(vectors.num_rows)  # type: ignore[attr-defined]
-        return real(name, vectors, threads=threads)  # type: ignore[arg-type]
+    def counting(name: str, vectors: ShardVectors, threads: int) -> MipsIndex:
+        built.append(vectors.num_rows)
+        return of_main(name, vectors, threads)
+
+    def counting_beside(vectors: ShardVectors, threads: int) -> MipsIndex:
+        beside.append(vectors.num_rows)
+        return of_runs(vectors, threads)
 
     monkeypatch.setattr(memory_store.index_files, "build_index", counting)
-    monkeypatch.setattr(memory_store.shard, "build_index", counting)
+    monkeypatch.setattr(memory_store.snapshot, "index_exactly", counting_beside)
     with open_memory(nine.url) as memory:
         for number in range(5):
             memory.upsert(facts_of([2, 100 + number]), vectors_for([2, 100 + number]))
             memory.delete([number + 3])
-    assert built.count(9) == 1
-    assert max(built[1:]) == 6
+    assert built == [9]
+    assert max(beside) == 6
 
 
 def test_sweep_keeps_the_tombstones_that_are_in_force_and_deletes_the_others(nine: Storage) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import memory_store.compaction
-import memory_store.shard
+import memory_store.keeping
+import memory_store.snapshot
 from memory_store import Memory, MemoryWriter, open_memory
 from memory_store.compaction import CompactionPolicy, compact
 from memory_store.history import diff_generations, rollback
-from memory_store.keeping import pays
+from memory_store.keeping import pays, runs
 from memory_store.manifest import generations, read_manifest
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.storage import Storage
@@ -38,6 +40,7 @@ LATER_S = 1e12
 STEPS = int(os.environ.get("HMN_CHAOS_STEPS", "0"))
 STEPS_PER_RUN = 60 if STEPS else 20
 STEPS_ON_RAY = min(600, STEPS // 50)  # starting an actor takes as long as a hundred steps without
+SLOW_TO_BUILD, SHORT_RUN = memory_store.snapshot._SLOW_TO_BUILD, memory_store.keeping._SHORT_RUN
 LOG = os.environ.get("HMN_CHAOS_LOG")
 
 Facts = dict[int, tuple[float, ...]]
@@ -69,7 +72,10 @@ class LivingMemory(RuleBasedStateMachine):
         self.encoder: str | None = None
 
     def teardown(self) -> None:
-        memory_store.shard.pays = pays
+        memory_store.snapshot.pays = pays
+        memory_store.snapshot.runs = runs
+        memory_store.snapshot._SLOW_TO_BUILD = SLOW_TO_BUILD
+        memory_store.keeping._SHORT_RUN = SHORT_RUN
         if self.memory is not None:
             self.memory.close()
         if self.past:
@@ -89,16 +95,34 @@ class LivingMemory(RuleBasedStateMachine):
         replicas=st.integers(1, 2),
         index=indexes,
         most_beside=st.sampled_from([0.1, 1.0, 10.0]),
+        short_run=st.sampled_from([0, 4, SHORT_RUN]),
     )
     def begin(
-        self, seed: int, rows: int, part_rows: int, shards: int, replicas: int, index: str, most_beside: float
+        self,
+        seed: int,
+        rows: int,
+        part_rows: int,
+        shards: int,
+        replicas: int,
+        index: str,
+        most_beside: float,
+        short_run: int,
     ) -> None:
         def counted(rows: int, *, beside: int, gone: int) -> bool:
             kept = pays(rows, beside=beside, gone=gone) or (most_beside > 0.1 and beside <= most_beside * rows)
             self.done["main indexes kept" if kept else "main indexes given up"] += 1
             return kept
 
-        memory_store.shard.pays = counted  # rows are so few that the real one would hardly ever keep an index
+        def counted_runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+            found = runs(rows)
+            self.done["rows beside an index in several runs"] += len(found) > 1
+            return found
+
+        # Rows are so few that the real limits would hardly ever keep an index, or have more than one run.
+        memory_store.snapshot.pays = counted
+        memory_store.snapshot.runs = counted_runs
+        memory_store.snapshot._SLOW_TO_BUILD = 1 if most_beside > 0.1 else SLOW_TO_BUILD
+        memory_store.keeping._SHORT_RUN = short_run
         ids = list(range(rows))
         vectors_ND = self.draw_vectors(seed, rows)
         with MemoryWriter(self.storage, dim=DIM, part_rows=part_rows) as writer:
