@@ -48,17 +48,20 @@ class CompactionPolicy:
     """When a compaction is due, and which parts it takes. Pure.
 
     most_delta_parts, most_fresh_share: due when there are more fresh parts, or fresh rows for each row of the main
-    index. most_dead_share: a part of the main index with more dead rows than this is rewritten, so that dropping a row
-    costs at most 1 / most_dead_share rows of copying; with a smaller share its tombstones stay.
+    index. most_dead_share: due when more of all rows are dead; a part of the main index with a larger share is
+    rewritten, so that dropping a row costs at most 1 / most_dead_share rows of copying; with a smaller one its
+    tombstones stay. least_rows: as long as fewer are fresh or dead, their shares do not matter: few are never a burden.
     """
 
-    most_delta_parts: int = 16
+    most_delta_parts: int = 64
     most_fresh_share: float = 0.1
     most_dead_share: float = 0.2
+    least_rows: int = 8192
 
     def __post_init__(self) -> None:
-        if self.most_delta_parts < 1:
-            raise ConfigError(f"expected most_delta_parts >= 1, found {self.most_delta_parts}")
+        for name in ("most_delta_parts", "least_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} >= 1, found {getattr(self, name)}")
         for name in ("most_fresh_share", "most_dead_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"expected {name} from 0 to 1, found {getattr(self, name)}")
@@ -69,10 +72,10 @@ class CompactionPolicy:
         main_rows = sum(part.rows for part in manifest.facts[:main])
         fresh_rows = sum(part.rows for part in manifest.facts[main:])
         dead = sum(part.rows for part in manifest.tombstones)
-        return (
-            manifest.delta_parts > self.most_delta_parts
-            or fresh_rows > self.most_fresh_share * main_rows
-            or dead > self.most_dead_share * (main_rows + fresh_rows)
+        if manifest.delta_parts > self.most_delta_parts:
+            return True
+        return fresh_rows + dead >= self.least_rows and (
+            fresh_rows > self.most_fresh_share * main_rows or dead > self.most_dead_share * (main_rows + fresh_rows)
         )
 
 

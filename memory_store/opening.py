@@ -23,6 +23,7 @@ __all__ = ["open_memory", "open_shared", "stop_memory"]
 
 SEARCH_DEADLINE_S = 60.0
 RECALL_SHARE = 0.01
+_COMPACTION = CompactionPolicy()
 
 
 def open_memory(
@@ -38,7 +39,7 @@ def open_memory(
     deadline_s: float = SEARCH_DEADLINE_S,
     shard_cpus: float = 0.0,
     policy: ShardPolicy | None = None,
-    compaction: CompactionPolicy | None = None,
+    compaction: CompactionPolicy | None = _COMPACTION,
     recall_share: float = RECALL_SHARE,
     target_recall: float | None = None,
     replicas: int = 1,
@@ -52,10 +53,10 @@ def open_memory(
     it was started, all follow, and index and shards may be those of then or of now. threads: intra-op threads per
     shard; by default the processors divided by the shards in-process, and 1 per actor. partial, deadline_s: defaults
     for `search`; fetches and writes wait as long for a shard. shard_cpus: CPUs that Ray reserves per actor. compaction:
-    compact in the background when a write through this memory makes it due. recall_share: share of the queries that an
-    approximate index answers once more, exactly, in the background, so that `stats` knows its recall; 0 for none.
-    target_recall: the recall that it keeps on live queries by raising its effort (nprobe, ef, leaves, tables), and
-    lowering it where it can. replicas: copies of each shard, on different machines where Ray has them. Where a copy
+    when a write through this memory has it compact in the background; None: never. recall_share: share of the queries
+    that an approximate index answers once more, exactly, in the background, so that `stats` knows its recall; 0 for
+    none. target_recall: the recall that it keeps on live queries by raising its effort (nprobe, ef, leaves, tables),
+    and lowering it where it can. replicas: copies of each shard, on different machines where Ray has them. Where a copy
     dies, another answers at once; a call that takes longer than most is sent to a second copy as well.
 
     Raises MemoryNotFound, GenerationNotFound, CorruptFile, UnknownIndex, ConfigError; VersionMismatch when the name is

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memory_store.compaction
-from memory_store import open_memory
+from memory_store import MemoryWriter, open_memory
 from memory_store.compaction import Compaction, CompactionPolicy, compact, plan_compaction
 from memory_store.errors import ConfigError, GenerationConflict
 from memory_store.manifest import Manifest, Part, read_manifest
@@ -257,13 +258,28 @@ def test_facts_that_are_not_embedded_are_compacted_too(changed: Storage) -> None
 
 
 def test_an_open_memory_compacts_in_the_background_when_its_policy_says_so(changed: Storage) -> None:
-    policy = CompactionPolicy(most_delta_parts=3, most_fresh_share=1.0, most_dead_share=1.0)
+    policy = CompactionPolicy(most_delta_parts=3)
     with open_memory(changed.url, shards=2, compaction=policy) as memory:
         memory.upsert(pa.table({"fact_id": [60]}), np.ones((1, 4), np.float32))
         assert memory._compactor is None, "three fresh parts are allowed"
         memory.upsert(pa.table({"fact_id": [61]}), np.ones((1, 4), np.float32))
     assert read_manifest(changed).operation == "compact"
     assert contents(changed).keys() >= {60, 61}
+
+
+def test_an_open_memory_compacts_in_the_background_by_default_once_that_pays(tmp_path: Path) -> None:
+    url = str(tmp_path / "kb")
+    with MemoryWriter(url, dim=2) as writer:
+        writer.append(pa.table({"fact_id": range(100)}), np.ones((100, 2), np.float32))
+    few, many = np.arange(100, 200), np.arange(200, 9000)
+    with open_memory(url) as memory:
+        memory.upsert(pa.table({"fact_id": few}), np.ones((len(few), 2), np.float32))
+        assert memory._compactor is None, "a hundred rows are no burden, whatever share of the memory they are"
+        memory.upsert(pa.table({"fact_id": many}), np.ones((len(many), 2), np.float32))
+    assert [read_manifest(Storage(url), number).operation for number in (2, 3, 4)] == ["upsert", "upsert", "compact"]
+    with open_memory(url, compaction=None) as memory:
+        memory.upsert(pa.table({"fact_id": many}), np.ones((len(many), 2), np.float32))
+        assert memory._compactor is None
 
 
 def test_a_compacted_memory_answers_as_before_and_then_from_its_main_index(changed: Storage) -> None:
@@ -280,5 +296,7 @@ def test_a_compacted_memory_answers_as_before_and_then_from_its_main_index(chang
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="most_delta_parts >= 1, found 0"):
         CompactionPolicy(most_delta_parts=0)
+    with pytest.raises(ConfigError, match="least_rows >= 1, found -1"):
+        CompactionPolicy(least_rows=-1)
     with pytest.raises(ConfigError, match="most_dead_share from 0 to 1, found 2"):
         CompactionPolicy(most_dead_share=2)

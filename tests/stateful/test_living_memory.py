@@ -85,6 +85,11 @@ class LivingMemory(RuleBasedStateMachine):
                 log.write(json.dumps({"backend": self.backend, **self.done}) + "\n")
         shutil.rmtree(self.folder)
 
+    def opened(self, shards: int, index: str, replicas: int) -> Memory:
+        """Nothing is compacted but by a rule, so that a run can be repeated."""
+        url, backend = self.storage.url, self.backend
+        return open_memory(url, shards, index=index, backend=backend, replicas=replicas, compaction=None)
+
     # What can be done
 
     @initialize(
@@ -129,7 +134,7 @@ class LivingMemory(RuleBasedStateMachine):
             writer.append(pa.table({"fact_id": pa.array(ids, pa.int64())}), vectors_ND)
         self.put(ids, vectors_ND)
         self.note_generation(1)
-        self.memory = open_memory(self.storage.url, shards, index=index, backend=self.backend, replicas=replicas)
+        self.memory = self.opened(shards, index, replicas)
 
     @rule(ids=some_ids, seed=seeds, elsewhere=st.booleans())
     def upsert(self, ids: list[int], seed: int, elsewhere: bool) -> None:
@@ -248,7 +253,7 @@ class LivingMemory(RuleBasedStateMachine):
     @rule(shards=st.integers(1, 4), replicas=st.integers(1, 2), index=indexes)
     def reopen(self, shards: int, replicas: int, index: str) -> None:
         self.open.close()
-        self.memory = open_memory(self.storage.url, shards, index=index, backend=self.backend, replicas=replicas)
+        self.memory = self.opened(shards, index, replicas)
         self.done["reopened"] += 1
 
     # What must hold
