@@ -157,10 +157,12 @@ def parse_segment(segment: Segment, layout: Layout, file: SourceFile) -> Parsed:
 
 
 def _names(facts: pa.Table) -> pa.Table:
-    """The names of the subjects, each once: those that have one beside their id."""
+    """The names of the subjects, each once, in their order: those that have one beside their id."""
     first = facts.select(["subject_id", "subject"]).filter(pc.not_equal(facts["subject"], facts["subject_id"]))
     aliases = facts.column("aliases").combine_chunks()
     others = [facts.column("subject_id").combine_chunks().take(pc.list_parent_indices(aliases)), aliases.flatten()]
     both = pa.concat_tables([pa.table(list(first.columns), schema=NAMES_SCHEMA), pa.table(others, schema=NAMES_SCHEMA)])
-    grouped = pa.TableGroupBy(both, ["entity_id", "name"], use_threads=False).aggregate([])
-    return grouped.select(NAMES_SCHEMA.names)
+    numbered = both.append_column("row", pa.array(np.arange(len(both))))
+    grouped = pa.TableGroupBy(numbered, ["entity_id", "name"], use_threads=False).aggregate([("row", "min")])
+    # Groups come in no order that Arrow promises, and a name in another place would make another fact of it.
+    return both.take(grouped["row_min"].sort())

@@ -142,6 +142,16 @@ def test_ingesting_in_steps_gives_the_facts_of_ingesting_at_once(
     assert ingest([first, second], other, names=names, grouping=grouping, rows_per_part=50).committed is False
 
 
+def test_names_keep_their_order_however_often_facts_are_merged(write: Write, memory: str, facts_of: FactsOf) -> None:
+    names = "".join(f"s{n}\tname {number} of {n}\n" for n in range(3000) for number in range(8))
+    ingest(write("1.tsv", numbered(0, 3000)), memory, names=write("names.tsv", names))
+    before = facts_of(memory)
+    ingest(write("2.tsv", "x\tr\ty\n"), memory)
+    after = facts_of(memory)
+    assert after.pop(("x", "r"))["object_ids"] == ["y"]
+    assert after == before
+
+
 def test_objects_keep_the_order_in_which_they_were_read(write: Write, memory: str, facts_of: FactsOf) -> None:
     ingest([write("b.tsv", "s\tr\tz\ns\tr\ty\n"), write("a.tsv", "s\tr\tx\ns\tr\tz\n")], memory)
     assert facts_of(memory)["s", "r"]["object_ids"] == ["z", "y", "x"]
