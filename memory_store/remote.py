@@ -87,7 +87,7 @@ class RemoteFiles:
         if self._in_process:
             buffer = BytesIO()
             fill(buffer)
-            with _driver_errors():
+            with _driver_errors(writing=True):
                 self._fs.pipe_file(self._full(path), buffer.getvalue())
             return
         # Closing an fsspec file after an error uploads half of it, so the file is finished here before it leaves.
@@ -95,7 +95,7 @@ class RemoteFiles:
             spool = Path(folder) / "part"
             with spool.open("wb") as file:
                 fill(file)
-            with _driver_errors():
+            with _driver_errors(writing=True):
                 if _WHOLE_OBJECT_PROTOCOLS & _protocols(self._fs):
                     self._fs.put_file(str(spool), self._full(path))
                 else:
@@ -106,7 +106,7 @@ class RemoteFiles:
         self.forget(path)
 
     def create(self, path: str, data: bytes) -> None:
-        with _driver_errors():
+        with _driver_errors(writing=True):
             if self._in_process:
                 with _IN_PROCESS_CREATE:
                     self._fs.pipe_file(self._full(path), data, mode="create")
@@ -177,10 +177,17 @@ class RemoteFiles:
 
 
 @contextmanager
-def _driver_errors() -> Iterator[None]:
-    """Drivers raise errors of their own (botocore, aiohttp, ...); Storage understands OSError."""
+def _driver_errors(*, writing: bool = False) -> Iterator[None]:
+    """Drivers raise errors of their own (botocore, aiohttp, ...); Storage understands OSError.
+
+    writing: what is not found is then where to write, and not a file.
+    """
     try:
         yield
+    except FileNotFoundError:
+        if writing:
+            raise OSError(errno.ENODEV, "there is no such bucket or container") from None
+        raise
     except (OSError, HmnError):
         raise
     except Exception as error:  # noqa: BLE001 - no driver shares a base class with another

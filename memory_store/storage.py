@@ -23,6 +23,7 @@ _ADVICE = {
     errno.EPERM: "give this user read and write rights there, or choose another place",
     errno.EROFS: "choose a place that is not mounted read-only",
     errno.ENOTDIR: "a part of the path is a file; choose a directory",
+    errno.ENODEV: "create it, or check the URL",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from memory_store import MemoryWriter, open_memory
-from memory_store.errors import CorruptFile, GenerationConflict
+from memory_store.errors import CorruptFile, GenerationConflict, MemoryNotFound, StorageFailed
 from memory_store.leases import leases
 from memory_store.manifest import generations, manifest_path, read_manifest
 from memory_store.parts import open_part
@@ -81,6 +81,17 @@ def test_a_memory_lives_on_s3(storage: Storage, monkeypatch: pytest.MonkeyPatch,
     assert generations(storage) == [4]
     assert inspect_memory(storage).unnamed_files == 0
     assert verify_memory(storage).problems == ()
+
+
+def test_a_bucket_that_is_not_there_is_named_by_whoever_writes(bucket: str) -> None:
+    nowhere = Storage(f"{bucket}-nowhere/kb")
+    for write in (nowhere.write_atomic, nowhere.create_exclusive):
+        with pytest.raises(
+            StorageFailed, match=r"tests-nowhere/kb/a: there is no such bucket .*; create it"
+        ):
+            write("a", b"1")
+    with pytest.raises(MemoryNotFound):
+        read_manifest(nowhere)
 
 
 def test_a_reader_on_s3_keeps_its_generation_from_a_sweep_until_it_closes(
