@@ -47,10 +47,11 @@ _PLAN_SUFFIX = ".plan.json"
 class CompactionPolicy:
     """When a compaction is due, and which parts it takes. Pure.
 
-    most_delta_parts, most_fresh_share: due when there are more fresh parts, or fresh rows for each row of the main
-    index. most_dead_share: due when more of all rows are dead; a part of the main index with a larger share is
-    rewritten, so that dropping a row costs at most 1 / most_dead_share rows of copying; with a smaller one its
-    tombstones stay. least_rows: as long as fewer are fresh or dead, their shares do not matter: few are never a burden.
+    most_delta_parts, most_fresh_share: due when there are more fresh parts, or parts of tombstones, or more fresh rows
+    for each row of the main index. most_dead_share: due when more of all rows are dead; a part of the main index with a
+    larger share is rewritten, so that dropping a row costs at most 1 / most_dead_share rows of copying; with a smaller
+    one its tombstones stay. least_rows: as long as fewer are fresh or dead, their shares do not matter: few are never a
+    burden.
     """
 
     most_delta_parts: int = 64
@@ -72,7 +73,7 @@ class CompactionPolicy:
         main_rows = sum(part.rows for part in manifest.facts[:main])
         fresh_rows = sum(part.rows for part in manifest.facts[main:])
         dead = sum(part.rows for part in manifest.tombstones)
-        if manifest.delta_parts > self.most_delta_parts:
+        if max(manifest.delta_parts, len(manifest.tombstones)) > self.most_delta_parts:
             return True
         return fresh_rows + dead >= self.least_rows and (
             fresh_rows > self.most_fresh_share * main_rows or dead > self.most_dead_share * (main_rows + fresh_rows)
@@ -122,7 +123,8 @@ class CompactionSummary:
 def plan_compaction(
     manifest: Manifest, dead: Mapping[str, int], *, most_dead_share: float, part_rows: int
 ) -> Compaction | None:
-    """Which parts to rewrite into which; pure. None where nothing would change. dead: dead rows by facts part.
+    """Which parts to rewrite into which, none if only tombstones are to be merged; pure. None where nothing would
+    change. dead: dead rows by facts part.
 
     Taken are all fresh parts, the parts with a larger share of dead rows, and small parts beside them, smallest first,
     as long as each adds no more rows than are rewritten already: so a row is copied a logarithm of times as parts grow.
@@ -133,8 +135,11 @@ def plan_compaction(
     taken |= {
         number for number, part in enumerate(manifest.facts) if dead.get(part.path, 0) > most_dead_share * part.rows
     }
-    if not taken or not sum(live):  # a memory keeps a part, however dead, because its vectors have a dimension
+    if not sum(live):  # a memory keeps a part, however dead, because its vectors have a dimension
         return None
+    if not taken:
+        merged = Compaction(facts=(), vectors=(), tombstones=manifest.tombstones, outputs=())
+        return merged if len(manifest.tombstones) > 1 else None
     rows = sum(live[number] for number in taken)
     for number in sorted(set(range(main)) - taken, key=lambda number: live[number]):
         if live[number] > min(rows, part_rows // 2):
@@ -200,7 +205,9 @@ def _carry_out(storage: Storage, plan: Compaction, started_s: float, progress: P
         storage,
         lambda now: _assemble(storage, plan, written, now),
         commit_id=f"compact-{plan.compaction_id}",
-        note=f"compaction of {len(plan.facts)} parts into {len(plan.outputs)}",
+        note=f"compaction of {len(plan.facts)} parts into {len(plan.outputs)}"
+        if plan.facts
+        else f"compaction of {len(plan.tombstones)} parts of tombstones",
     )
     _forget(storage, _stem(plan))
     return _summary(manifest, plan, written, resumed, started_s)
@@ -338,7 +345,8 @@ class _Moved:
 def _still_applies(plan: Compaction, now: Manifest) -> bool:
     held = set(zip(now.facts, now.vectors, strict=True)) if now.vectors else {(part, None) for part in now.facts}
     wanted = set(zip(plan.facts, plan.vectors, strict=True)) if plan.vectors else {(part, None) for part in plan.facts}
-    return bool(now.vectors) == bool(plan.vectors) and wanted <= held and set(plan.tombstones) <= set(now.tombstones)
+    alike = not plan.facts or bool(now.vectors) == bool(plan.vectors)
+    return alike and wanted <= held and set(plan.tombstones) <= set(now.tombstones)
 
 
 def _left_behind(storage: Storage, now: Manifest) -> Compaction | None:

@@ -1,4 +1,4 @@
-"""Whether a main index goes on serving a newer generation: which of its rows that one wants; pure arithmetic."""
+"""Which indexes go on serving a newer generation, and which of its other rows are indexed together; pure arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

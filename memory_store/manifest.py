@@ -46,9 +46,11 @@ __all__ = [
     "UpsertRows",
     "apply_change",
     "commit",
+    "compacted_since",
     "current_generation",
     "generations",
     "manifest_path",
+    "operations_since",
     "propose",
     "read_manifest",
     "withdraw",
@@ -136,6 +138,23 @@ def current_generation(storage: Storage) -> int | None:
     """The newest generation's number; None if there is no memory."""
     known = generations(storage)
     return known[-1] if known else None
+
+
+def operations_since(storage: Storage, base: int, now: int) -> set[str]:
+    """What made the generations after `base` up to `now`: "upsert", "compact", ...; "unknown" for one that is gone."""
+    found = set()
+    for generation in range(base + 1, now + 1):
+        try:
+            found.add(read_manifest(storage, generation).operation)
+        except (GenerationNotFound, CorruptFile):
+            found.add("unknown")
+    return found
+
+
+def compacted_since(storage: Storage, base: Manifest) -> Manifest | None:
+    """The current generation if compactions alone made what came after `base`: it holds the same facts; else None."""
+    now = read_manifest(storage)
+    return now if operations_since(storage, base.generation, now.generation) == {"compact"} else None
 
 
 def propose(storage: Storage, new: Manifest) -> Manifest:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from memory_store.background import BackgroundCompaction
 from memory_store.compaction import CompactionPolicy, compact
 from memory_store.engine import LOAD_DEADLINE_S, Engine, Engines, State, load
 from memory_store.engine_source import EngineSource
@@ -19,7 +20,6 @@ from memory_store.errors import (
     ConfigError,
     CorruptFile,
     GenerationNotFound,
-    HmnError,
     NoVectors,
     ReindexRunning,
     ShardsReplaced,
@@ -73,8 +73,7 @@ class Memory:
         self._partial = partial
         self._deadline_s = deadline_s
         self._stays_at: int | None = None  # the generation that was asked for by number, if any
-        self._compaction = compaction
-        self._compactor: threading.Thread | None = None
+        self._background = BackgroundCompaction(compaction, self._compact_if_due, storage.shown)
         self._compaction_lock = threading.Lock()
         self._reindex_lock = threading.Lock()
         self._refresh_lock = threading.Lock()
@@ -239,7 +238,7 @@ class Memory:
         with self._write_lock:
             new = upsert_facts(self._storage, facts, vectors, locate=self._locate, made_for=made_for, note=note)
         shown = self._show(new.generation)
-        self._compact_if_due()
+        self._background.start_if_due(self.manifest)
         return shown
 
     def delete(self, fact_ids: ArrayLike, *, note: str | None = None) -> int:
@@ -254,14 +253,14 @@ class Memory:
             ids_N = checked_ids(fact_ids)
             new = delete_facts(self._storage, ids_N, locate=self._locate, serves=self._stays_with, note=note)
         shown = self._show(new.generation)
-        self._compact_if_due()
+        self._background.start_if_due(self.manifest)
         return shown
 
     def compact(self, policy: CompactionPolicy | None = None) -> int:
         """Merge what was written and deleted into parts for the main index, and serve the generation that holds them.
 
-        Rewrites what changed. An approximate main index is kept, what was merged is searched exactly beside it, until
-        that is a tenth of its rows or a quarter of them were rewritten; then, as an exact one always, it is built anew.
+        Rewrites what changed. A main index that takes long to build is kept, what was merged is searched exactly beside
+        it, until that is a tenth of its rows or a quarter of them were rewritten; then it is built anew.
         Search and writes never stop. Returns the generation served: the same if there is nothing to merge, or if
         another encoder embedded it since (`refresh` goes over to that). Raises GenerationConflict, StorageFailed.
         """
@@ -322,18 +321,9 @@ class Memory:
         finally:
             self._reindex_lock.release()
 
-    def _compact_if_due(self) -> None:
-        if self._compaction is None or not self._compaction.is_due(self.manifest):
-            return
-        if self._compactor is None or not self._compactor.is_alive():
-            self._compactor = threading.Thread(target=self._compact_beside, name="hmn-compaction", daemon=True)
-            self._compactor.start()
-
-    def _compact_beside(self) -> None:
-        try:
-            self.compact(self._compaction)
-        except (HmnError, OSError) as error:  # the memory is as it was, and the next write starts another one
-            _log.warning("compaction of %s failed: %s", self._storage.shown, error)
+    def _compact_if_due(self, policy: CompactionPolicy) -> None:
+        with self._compaction_lock:
+            self._show(compact(self._storage, policy=policy, only_if_due=True).generation)
 
     def _writable(self) -> Manifest:
         manifest = self.manifest
@@ -461,11 +451,11 @@ class Memory:
         self._drift = (self.generation, drift)
 
     def close(self) -> None:
-        """Stop what this memory started; a named memory goes on serving its other users. Safe to call twice."""
+        """Stop what this memory started, a compaction once it is done; a named memory goes on serving its other users.
+        Safe to call twice."""
         if not self._closed:
+            self._background.join()
             self._closed = True
-            if self._compactor is not None:
-                self._compactor.join()
             try:
                 self._engines.now.backend.close()
             finally:  # else it would be renewed for as long as this process lives

@@ -28,7 +28,7 @@ from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, take_rows, 
 from memory_store.progress import Progress, silent
 from memory_store.receipts import part_of, read_receipt
 from memory_store.reembed_claim import Claim, claim, delete_receipts, leave, release
-from memory_store.reuse import EarlierVectors, earlier_vectors
+from memory_store.reuse import EarlierVectors, earlier_vectors, vectors_of_generation
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
 from memory_store.work import check_backend, run_steps
@@ -170,7 +170,10 @@ class Reembedding:
         missing = [part for part in current.facts if part not in done]
         backend = self._backend if len(missing) > 1 else "local"  # what was written meanwhile is few
         where = self._storage if backend == "local" else self._storage.url
-        make_step = partial(_EmbedPart, where, self._encode, self._claim, self._earlier)
+        earlier = self._earlier
+        if missing and self._proposed is not None:  # what was compacted since has its vectors there, in other parts
+            earlier = vectors_of_generation(self._storage, self._proposed, missing)
+        make_step = partial(_EmbedPart, where, self._encode, self._claim, earlier)
         with closing(run_steps(make_step, missing, backend=backend, workers=self._workers, keeps_state=True)) as steps:
             for number, embedded in steps:
                 done[missing[number]] = embedded

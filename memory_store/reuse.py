@@ -1,5 +1,6 @@
 """Vectors that an earlier generation has of the same facts, by the same encoder: taken over instead of made anew."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from memory_store.vectors import StoredVectors, max_norm
 
 # N facts of a part, F of them in one earlier part, S sampled ids of all earlier parts, D dimension
 
-__all__ = ["EarlierVectors", "WholePart", "earlier_vectors"]
+__all__ = ["EarlierVectors", "WholePart", "earlier_vectors", "vectors_of_generation"]
 
 _MOST_LOOKED_AT = 16  # generations; an encoder that is new, as at every refresh of training, is looked for in vain
 _SAMPLED = 256  # ids of each earlier part
@@ -146,20 +147,22 @@ def earlier_vectors(
                 if number in generations(storage):  # a sweep may have run before it could see the lease
                     found = manifest
                     break
-        yield EarlierVectors() if found is None else _look_at(storage, found, now.facts)
+        yield EarlierVectors() if found is None else vectors_of_generation(storage, found, now.facts)
 
 
-def _look_at(storage: Storage, earlier: Manifest, facts: Sequence[Part]) -> EarlierVectors:
+def vectors_of_generation(storage: Storage, earlier: Manifest, facts: Sequence[Part]) -> EarlierVectors:
+    """What this generation has of the facts in these parts; for as long as it is not swept."""
     try:
         dead = dead_rows(storage, earlier.facts, earlier.tombstones)
     except HmnError:
         return EarlierVectors()  # of rows that may be overwritten nothing can be told
-    there = {_content(part) for part in facts}
+    copies = Counter(_content(part) for part in facts)
     unchanged: dict[_Content, Part] = {}
     others: list[tuple[Part, Part]] = []
     samples = [np.zeros(0, dtype=np.int64)]
     for facts_part, vectors_part in zip(earlier.facts, earlier.vectors, strict=True):
-        if _content(facts_part) in there and facts_part.path not in dead:
+        # Two parts of facts may be alike, one of them dead; a part of vectors belongs to one of them.
+        if copies[_content(facts_part)] == 1 and facts_part.path not in dead:
             unchanged[_content(facts_part)] = vectors_part
             continue
         with suppress(HmnError):

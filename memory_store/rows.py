@@ -61,10 +61,12 @@ class Rows:
                     f"generation {manifest.generation}: expected vectors of dimension {manifest.dim}, "
                     f"found {chunk.shape[1]}; run `hmn verify`"
                 )
-        self._kept_N: NDArray[np.int64] | None = None  # numbers within the pieces, where rows were left out
+        # By their numbers within the pieces: rows that were left out, and the others where there are any; where none
+        # were, rows that go by a stand-in.
         dead_M = self._dead_in_pieces(dead)
-        self._left_out_M = dead_M if without_dead else dead_M[:0]  # numbers within the pieces
-        self._hidden_M = dead_M[:0]  # the rows that go by a stand-in
+        self._left_out_M = dead_M if without_dead else dead_M[:0]
+        self._kept_N: NDArray[np.int64] | None = None
+        self._hidden_M = dead_M[:0]
         if without_dead and len(dead_M):
             self._kept_N = live_rows(len(ids_N), dead_M)
             if chunks:

@@ -13,7 +13,9 @@ from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
 from memory_store.keeping import MOST_GONE, Piece, gaps, pays, pieces_of, rows_of, runs
 from memory_store.manifest import Manifest, Part
 from memory_store.mips.approximate import ApproximateIndex
+from memory_store.mips.base import parse_index
 from memory_store.mips.few_rows import index_exactly
+from memory_store.mips.registry import INDEXES
 from memory_store.parts import Tombstones, dead_of, read_tombstones
 from memory_store.placement import Slice, place
 from memory_store.rows import Rows
@@ -24,7 +26,7 @@ from memory_store.topk import PartialTopK, merge, select
 
 __all__ = ["ShardConfig", "Snapshot"]
 
-_SLOW_TO_BUILD = 1 << 17  # rows of an exact index, which takes about 50 ms
+_SLOW_TO_BUILD = 1 << 17  # rows of an exact index in main memory, which takes about 50 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Snapshot:
     def __init__(
         self, storage: Storage, manifest: Manifest, config: ShardConfig, others: Sequence["Snapshot"] = ()
     ) -> None:
-        """others: snapshots of this shard, whose main index serves here too where that is right and pays."""
+        """others: snapshots of this shard, whose main index, runs and tombstones serve here too where that is right."""
         self._storage = storage
         self._config = config
         self.manifest = manifest
@@ -163,11 +165,14 @@ class Snapshot:
         """How many of the main parts, the first ones, an index covers that was saved before the others came, if so few
         came that a shard that has it would keep it; None if there is none."""
         saved = set(self._storage.list(INDEX_FOLDER))
+        spec = parse_index(self._config.index, INDEXES)
+        on_cpu = spec.options.get("device", "cpu") == "cpu"
         for count in range(len(of_all), 0, -1):
             leading = [piece for piece in slices if piece.part < count]
             rows = sum(piece.rows for piece in leading)
             missing = sum(piece.rows for piece in slices) - rows
-            if not pays(rows, beside=missing, gone=0) or not saved:
+            is_slow = not INDEXES[spec.name].exact or (on_cpu and rows >= _SLOW_TO_BUILD)
+            if not saved or (missing and not (is_slow and pays(rows, beside=missing, gone=0))):
                 break
             if index_path(self._config.index, _indexed(of_all[:count], leading)) in saved:
                 return count
@@ -192,8 +197,11 @@ class Snapshot:
             ]
             kept = max(fit, key=lambda one: len(one.rows.pieces), default=None)
             end = at + (1 if kept is None else len(kept.rows.pieces))
-            start = spans.pop()[0] if kept is None and spans and spans[-1][2] is None else at
-            spans.append((start, end, kept))
+            if kept is None and spans and spans[-1][2] is None:
+                start, _, _ = spans.pop()
+                spans.append((start, end, None))
+            else:
+                spans.append((at, end, kept))
             at = end
         rows = [
             sum(piece.rows for piece in pieces[start:end]) if kept is None else kept.rows.num_rows

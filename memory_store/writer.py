@@ -16,6 +16,7 @@ from memory_store.errors import (
     CorruptFile,
     DuplicateFact,
     EmptyInput,
+    GenerationConflict,
     HmnError,
     InputError,
     InvalidVectors,
@@ -28,6 +29,7 @@ from memory_store.manifest import (
     Part,
     apply_change,
     commit,
+    compacted_since,
     current_generation,
     read_manifest,
 )
@@ -51,7 +53,8 @@ class MemoryWriter:
 
     A clean exit commits one generation with everything appended; an exception commits nothing and deletes what was
     written. Memory stays bounded: parts are written while appending. Nothing appended: an existing memory stays as it
-    is, a new one raises EmptyInput. The exit raises GenerationConflict if another writer committed since the entry.
+    is, a new one raises EmptyInput. The exit raises GenerationConflict if another writer committed since the entry
+    anything but a compaction.
 
     url: a fsspec URL or path, or a Storage. dtype: "float32", "float16" or "bfloat16", how vectors are stored.
     part_rows: the most rows in a part file. note: kept in the generation's history.
@@ -211,9 +214,17 @@ class MemoryWriter:
             dtype=self._dtype,
             max_norm=self._max_norm,
         )
-        new = apply_change(self.manifest, change, commit_id=self._commit_id, note=self._note)
-        requires = ParentGeneration(self.manifest.generation if self.manifest else None)
-        self.manifest = commit(self._storage, new, requires=requires)
+        while True:
+            new = apply_change(self.manifest, change, commit_id=self._commit_id, note=self._note)
+            requires = ParentGeneration(self.manifest.generation if self.manifest else None)
+            try:
+                self.manifest = commit(self._storage, new, requires=requires)
+                return
+            except GenerationConflict:
+                compacted = compacted_since(self._storage, self.manifest) if self.manifest else None
+                if compacted is None:
+                    raise
+                self.manifest = compacted
 
     def _delete_parts(self) -> None:
         for number in range(len(self._facts) + 1):  # one more: the part that was being written

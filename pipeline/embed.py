@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,19 @@ import xxhash
 from numpy.typing import NDArray
 
 from memory_store.errors import CorruptFile, DimensionMismatch, EmptyInput, GenerationConflict
-from memory_store.manifest import Change, Manifest, Part, ReplaceVectors, current_generation, read_manifest
+from memory_store.manifest import (
+    Change,
+    Manifest,
+    Part,
+    ReplaceVectors,
+    current_generation,
+    operations_since,
+    read_manifest,
+)
 from memory_store.parts import FACTS_SCHEMA, fact_ids_of, open_part, take_rows, vectors_table, write_part
 from memory_store.progress import Progress, silent
 from memory_store.receipts import part_of, read_receipt
-from memory_store.reuse import EarlierVectors, earlier_vectors
+from memory_store.reuse import EarlierVectors, earlier_vectors, vectors_of_generation
 from memory_store.storage import Storage
 from memory_store.vectors import DTYPES, StoredVectors, max_norm, stored_vectors
 from memory_store.work import check_backend, run_steps
@@ -32,6 +40,7 @@ __all__ = ["EmbedSummary", "Encoder", "embed"]
 Encoder = Callable[[pa.Table], NDArray[np.float32]]
 """A table of FACTS_SCHEMA with N rows -> float32 [N, D], one vector per fact."""
 
+_WRITES = {"append", "upsert", "delete", "compact"}  # what does not put all facts in the place of all others
 _FACTS_AT_ONCE = 1 << 16  # a part of our ingest; longer parts are encoded in slices, so that memory stays bounded
 
 
@@ -106,9 +115,9 @@ def embed(
     embed_id = _embed_id(parent, fingerprint, dim, dtype)
     folder = f"{STAGING}/{parent.generation:08d}-{embed_id}"
     with earlier_vectors(storage, parent, encoder=fingerprint, dim=dim, dtype=dtype) as earlier:
-        make_step = partial(_EmbedPart, storage.url, encoder_factory, embed_id, folder, dim, dtype, earlier)
+        make_step = partial(_EmbedPart, storage.url, encoder_factory, embed_id, folder, dim, dtype)
         done: dict[int, _Embedded] = {}
-        steps = run_steps(make_step, parent.facts, backend=backend, workers=workers, keeps_state=True)
+        steps = run_steps(partial(make_step, earlier), parent.facts, backend=backend, workers=workers, keeps_state=True)
         try:
             with closing(steps) as running:
                 for number, embedded in running:
@@ -118,12 +127,21 @@ def embed(
             by_part = {part: done[number] for number, part in enumerate(parent.facts)}
 
             def change(now: Manifest) -> Change:
-                if now.generation != parent.generation and not by_part.keys() & set(now.facts):
+                since = operations_since(storage, parent.generation, now.generation)
+                if not by_part.keys() & set(now.facts) and not since <= _WRITES:
                     raise _overtaken(storage, parent, now.generation)
                 missing = [part for part in now.facts if part not in by_part]
-                step = make_step()
-                for part in missing:  # upserted since; few, so they are embedded here
-                    by_part[part] = step(part)
+                if missing:  # upserted since, which are few, or compacted, whose vectors are there in other parts
+                    of_parent = replace(
+                        parent,
+                        vectors=tuple(done[number].part for number in range(len(parent.facts))),
+                        encoder=fingerprint,
+                        dim=dim,
+                        dtype=dtype,
+                    )
+                    step = make_step(vectors_of_generation(storage, of_parent, missing))
+                    for part in missing:
+                        by_part[part] = step(part)
                 receipts = [by_part[part] for part in now.facts]
                 return ReplaceVectors(
                     vectors=tuple(receipt.part for receipt in receipts),

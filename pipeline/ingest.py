@@ -25,6 +25,7 @@ from memory_store.manifest import (
     ReplaceFacts,
     apply_change,
     commit,
+    compacted_since,
     current_generation,
 )
 from memory_store.parts import scan_facts
@@ -226,10 +227,16 @@ class _Run:
                 self.storage.delete(part.path)
             return parent
         change = ReplaceFacts(facts=parts, grouping=plan.job.grouping, features=FEATURES_VERSION)
-        new = apply_change(
-            parent, change, commit_id=plan.commit_id, note=f"ingest of {', '.join(plan.shown_inputs)}"[:500]
-        )
-        return commit(self.storage, new, requires=ParentGeneration(plan.parent_generation))
+        note = f"ingest of {', '.join(plan.shown_inputs)}"[:500]
+        while True:
+            new = apply_change(parent, change, commit_id=plan.commit_id, note=note)
+            try:
+                return commit(self.storage, new, requires=ParentGeneration(parent.generation if parent else None))
+            except GenerationConflict:
+                compacted = compacted_since(self.storage, parent) if parent else None
+                if compacted is None:
+                    raise
+                parent = compacted
 
     def is_nothing_new(self, parent: Manifest, parts: tuple[Part, ...]) -> bool:
         same_parts = [part.checksum for part in parent.facts] == [part.checksum for part in parts]

@@ -112,7 +112,7 @@ def run_live_bench(
     def built(name: str, table: pa.Table, vectors_ND: NDArray[np.float32]) -> Memory:
         with MemoryWriter(str(folder / name), dim=dim) as writer:
             writer.append(table, vectors_ND)
-        return open_memory(str(folder / name), shards, backend="ray" if backend == "ray" else "local")
+        return open_memory(str(folder / name), shards, backend="ray" if backend == "ray" else "local", compaction=None)
 
     rebuilds = []
     for number in range(_REBUILDS):

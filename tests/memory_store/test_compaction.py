@@ -1,5 +1,7 @@
 """A compaction keeps every fact, rewrites what changed and no more, and may be killed or overtaken at any instant."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -261,7 +263,7 @@ def test_an_open_memory_compacts_in_the_background_when_its_policy_says_so(chang
     policy = CompactionPolicy(most_delta_parts=3)
     with open_memory(changed.url, shards=2, compaction=policy) as memory:
         memory.upsert(pa.table({"fact_id": [60]}), np.ones((1, 4), np.float32))
-        assert memory._compactor is None, "three fresh parts are allowed"
+        assert memory._background._thread is None, "three fresh parts are allowed"
         memory.upsert(pa.table({"fact_id": [61]}), np.ones((1, 4), np.float32))
     assert read_manifest(changed).operation == "compact"
     assert contents(changed).keys() >= {60, 61}
@@ -274,12 +276,76 @@ def test_an_open_memory_compacts_in_the_background_by_default_once_that_pays(tmp
     few, many = np.arange(100, 200), np.arange(200, 9000)
     with open_memory(url) as memory:
         memory.upsert(pa.table({"fact_id": few}), np.ones((len(few), 2), np.float32))
-        assert memory._compactor is None, "a hundred rows are no burden, whatever share of the memory they are"
+        assert memory._background._thread is None, "a hundred rows are no burden, whatever share of the memory they are"
         memory.upsert(pa.table({"fact_id": many}), np.ones((len(many), 2), np.float32))
     assert [read_manifest(Storage(url), number).operation for number in (2, 3, 4)] == ["upsert", "upsert", "compact"]
     with open_memory(url, compaction=None) as memory:
         memory.upsert(pa.table({"fact_id": many}), np.ones((len(many), 2), np.float32))
-        assert memory._compactor is None
+        assert memory._background._thread is None
+
+
+def test_a_compaction_beside_an_appending_writer_is_no_conflict(changed: Storage) -> None:
+    with MemoryWriter(changed, dim=4) as writer:
+        writer.append(pa.table({"fact_id": [70]}), np.ones((1, 4), np.float32))
+        compacted = compact(changed)
+    assert compacted.committed
+    assert writer.manifest is not None
+    assert writer.manifest.generation == compacted.generation + 1
+    again = MemoryWriter(changed, dim=4)
+    again.__enter__()
+    again.append(pa.table({"fact_id": [71]}), np.ones((1, 4), np.float32))
+    delete(changed, [70])
+    compact(changed)
+    with pytest.raises(GenerationConflict):
+        again.__exit__(None, None, None)
+    assert verify_memory(changed).problems == ()
+
+
+def test_many_deletes_make_a_compaction_due_which_merges_their_tombstones(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "kb"))
+    with MemoryWriter(storage, dim=2) as writer:
+        writer.append(pa.table({"fact_id": range(100)}), np.ones((100, 2), np.float32))
+    policy = CompactionPolicy(most_delta_parts=3)
+    for fact_id in range(5):
+        delete(storage, [fact_id])
+    before = read_manifest(storage)
+    assert policy.is_due(before)
+    assert compact(storage, policy=policy, only_if_due=True).committed
+    after = read_manifest(storage)
+    assert (len(before.tombstones), len(after.tombstones)) == (5, 1)
+    assert (after.facts, after.vectors, after.fact_count) == (before.facts, before.vectors, 95)
+    assert contents(storage).keys() == set(range(5, 100))
+    assert not compact(storage, policy=policy).committed, "one part of tombstones is none too many"
+    assert verify_memory(storage).problems == ()
+
+
+def test_a_memory_that_is_closed_right_after_a_write_is_compacted_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = str(tmp_path / "kb")
+    with MemoryWriter(url, dim=2) as writer:
+        writer.append(pa.table({"fact_id": range(100)}), np.ones((100, 2), np.float32))
+    for first in range(100, 500, 100):
+        with open_memory(url, compaction=CompactionPolicy(least_rows=1)) as memory:
+            memory.upsert(pa.table({"fact_id": range(first, first + 100)}), np.ones((100, 2), np.float32))
+        assert read_manifest(Storage(url)).operation == "compact"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.1])
+def test_a_program_that_ends_without_closing_ends_well(tmp_path: Path, seconds: float) -> None:
+    program = f"""
+import time, numpy as np, pyarrow as pa
+from memory_store import MemoryWriter, open_memory
+with MemoryWriter({str(tmp_path / "kb")!r}, dim=16) as writer:
+    writer.append(pa.table({{"fact_id": range(100)}}), np.ones((100, 16), np.float32))
+memory = open_memory({str(tmp_path / "kb")!r})
+memory.upsert(pa.table({{"fact_id": range(100, 60_000)}}), np.ones((59_900, 16), np.float32))
+time.sleep({seconds})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert verify_memory(Storage(str(tmp_path / "kb"))).problems == ()
 
 
 def test_a_compacted_memory_answers_as_before_and_then_from_its_main_index(changed: Storage) -> None:

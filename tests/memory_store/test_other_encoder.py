@@ -101,11 +101,11 @@ def test_a_compaction_in_the_background_does_not_go_over_either(
         return compact(storage, **options)
 
     monkeypatch.setattr(memory_store.memory, "compact", overtaken)
-    policy = CompactionPolicy(most_dead_share=0.0)
+    policy = CompactionPolicy(most_dead_share=0.0, least_rows=1)
     with open_memory(nine.url, compaction=policy) as memory:
         assert memory.delete([8]) == 3
-        assert memory._compactor is not None
-        memory._compactor.join()
+        assert memory._background._thread is not None
+        memory._background.join()
         assert (memory.generation, memory.manifest.encoder) == (3, "first")
     assert read_manifest(nine).operation == "compact"
     assert "embedded by other: generation 3, by first, goes on serving until refresh()" in caplog.text

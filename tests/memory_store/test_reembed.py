@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from memory_store import open_memory
+from memory_store.compaction import CompactionPolicy, compact
 from memory_store.errors import (
     CommitUnknown,
     ConfigError,
@@ -229,6 +230,44 @@ def test_an_encoder_that_embedded_the_memory_before_embeds_what_changed_since(th
         left = [n for n in range(30) if n != 8]
         np.testing.assert_array_equal(memory.vectors(left), first[left])
         np.testing.assert_array_equal(memory.vectors([77]), [[0, 2]])
+    assert verify_memory(thirty).problems == ()
+
+
+def test_two_parts_of_the_same_content_do_not_share_a_part_of_vectors(thirty: Storage) -> None:
+    """As where what was upserted is deleted, and upserted again: the first part is there still, and dead."""
+    with open_memory(thirty.url, compaction=None) as memory:
+        fresh = pa.table({"fact_id": [77, 78]})
+        memory.upsert(fresh, np.ones((2, 4), np.float32))
+        memory.reindex(encode, fingerprint="mod")
+        memory.reindex(encode, fingerprint="other")
+        memory.delete([77, 78])
+        memory.upsert(fresh, encode(fresh))
+        assert len({part.checksum for part in memory.manifest.facts[-2:]}) == 1
+        memory.reindex(encode, fingerprint="mod")
+        assert len(memory) == 32
+        np.testing.assert_array_equal(memory.vectors([77, 78]), encode(fresh))
+    assert verify_memory(thirty).problems == ()
+
+
+def test_what_was_compacted_between_the_proposal_and_the_commit_is_not_embedded_again(thirty: Storage) -> None:
+    embedded: list[int] = []
+
+    def noting(facts: pa.Table) -> np.ndarray:
+        embedded.extend(facts["fact_id"].to_pylist())
+        return encode(facts)
+
+    upsert_facts(
+        thirty,
+        pa.table({"fact_id": [3, 60]}),
+        np.ones((2, 4), np.float32),
+        locate=partial(locate_on_disk, thirty),
+    )
+    with Reembedding(thirty, noting) as embedding:
+        embedding.embed()
+        made = len(embedded)
+        compact(thirty, policy=CompactionPolicy(most_dead_share=0.0))
+        embedding.commit()
+    assert len(embedded) == made == 32, "a row that is overwritten is embedded too, as it lies in its part"
     assert verify_memory(thirty).problems == ()
 
 

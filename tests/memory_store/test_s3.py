@@ -86,9 +86,7 @@ def test_a_memory_lives_on_s3(storage: Storage, monkeypatch: pytest.MonkeyPatch,
 def test_a_bucket_that_is_not_there_is_named_by_whoever_writes(bucket: str) -> None:
     nowhere = Storage(f"{bucket}-nowhere/kb")
     for write in (nowhere.write_atomic, nowhere.create_exclusive):
-        with pytest.raises(
-            StorageFailed, match=r"tests-nowhere/kb/a: there is no such bucket .*; create it"
-        ):
+        with pytest.raises(StorageFailed, match=r"tests-nowhere/kb/a: there is no such bucket .*; create it"):
             write("a", b"1")
     with pytest.raises(MemoryNotFound):
         read_manifest(nowhere)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from memory_store.compaction import CompactionPolicy, compact
 from memory_store.errors import (
     ConfigError,
     DimensionMismatch,
@@ -184,6 +185,49 @@ def test_what_is_upserted_and_deleted_during_an_embedding_is_carried_over(memory
     after = read_manifest(storage)
     assert (after.generation, after.encoder, after.fact_count) == (5, "angles/2", len(known))
     assert summary.embedded_parts == len(after.facts)
+    assert verify_memory(storage).problems == ()
+
+
+def test_what_is_compacted_during_an_embedding_is_not_encoded_again(memory: str, write: Write) -> None:
+    embed(memory, angles_factory, fingerprint="angles/1", dim=2)
+    storage = Storage(memory)
+    upsert([write("b.tsv", "x\tr\ty\ns0\tr\tother\n")], memory, angles, fingerprint="angles/1")
+    encoded: list[int] = []
+
+    def overtaken(facts: pa.Table) -> NDArray[np.float32]:
+        if not encoded:
+            compact(storage, policy=CompactionPolicy(most_dead_share=0.0))
+        encoded.extend(fact_ids_of(facts).tolist())
+        return angles(facts)
+
+    before = read_manifest(storage)
+    embed(memory, partial(encoder, overtaken), fingerprint="angles/2", dim=2)
+    after = read_manifest(storage)
+    assert (after.encoder, after.fact_count) == ("angles/2", before.fact_count)
+    assert not {part.path for part in before.facts[-1:]} & {part.path for part in after.facts}, "it was compacted"
+    assert len(encoded) == sum(part.rows for part in before.facts)
+    for facts, vectors in zip(scan_facts(storage, after), scan_vectors(storage, after), strict=True):
+        np.testing.assert_array_equal(vectors_of(vectors), angles(facts))
+    assert verify_memory(storage).problems == ()
+
+
+def test_an_embedding_of_which_every_part_was_compacted_meanwhile_is_no_conflict(tmp_path: Path, write: Write) -> None:
+    memory = str(tmp_path / "memory")
+    ingest(write("a.tsv", "".join(f"s{n}\tr\to{n}\n" for n in range(40))), memory)
+    embed(memory, angles_factory, fingerprint="angles/1", dim=2)
+    storage = Storage(memory)
+
+    def overtaken(facts: pa.Table) -> NDArray[np.float32]:
+        if read_manifest(storage).generation == 2:
+            upsert(
+                [write("b.tsv", "".join(f"x{n}\tr\ty\n" for n in range(60)))], memory, angles, fingerprint="angles/1"
+            )
+            compact(storage)
+        return angles(facts)
+
+    embed(memory, partial(encoder, overtaken), fingerprint="angles/2", dim=2)
+    after = read_manifest(storage)
+    assert (after.encoder, after.fact_count, len(after.facts)) == ("angles/2", 100, 1)
     assert verify_memory(storage).problems == ()
 
 
