@@ -10,8 +10,8 @@ PYTHON ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test chaos lint format typecheck docs lock clean
 
-# How many steps `make chaos` takes: 30000 are about an hour and a half on two cores
-STEPS ?= 30000
+# How many steps `make chaos` takes: so many are about an hour on two cores
+STEPS ?= 20000
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the whole thing on a built-in knowledge base: ingest, embed, 
 test: lint typecheck  ## everything CI runs: ruff, mypy, import direction, pytest
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-chaos: $(STAMP)  ## the tests of a living memory and of faults, long: make chaos STEPS=30000
+chaos: $(STAMP)  ## the tests of a living memory and of faults, an hour: make chaos STEPS=20000
 	mkdir -p build && rm -f build/chaos.jsonl
 	HMN_CHAOS_STEPS=$(STEPS) HMN_CHAOS_LOG=$(CURDIR)/build/chaos.jsonl $(BIN)/python -m pytest --timeout 0 tests/stateful tests/faults
 	$(BIN)/python tests/stateful/chaos_log.py build/chaos.jsonl
