@@ -4,6 +4,7 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable
+from weakref import WeakMethod
 
 from memory_store.compaction import CompactionPolicy
 from memory_store.errors import GenerationConflict, HmnError
@@ -19,9 +20,12 @@ class BackgroundCompaction:
     """At most one compaction at a time, in a thread of its own. Thread-safe."""
 
     def __init__(self, policy: CompactionPolicy | None, compact: Callable[[CompactionPolicy], object], of: str) -> None:
-        """policy: None for never. compact: does it, if it is still due. of: what is compacted, for the log."""
+        """policy: None for never. compact: a method that does it, if still due. of: what is compacted, for the log.
+
+        Its owner is not held on to: one that is forgotten frees its rows at once, not when Python looks for cycles.
+        """
         self._policy = policy
-        self._compact = compact
+        self._compact = WeakMethod(compact)
         self._of = of
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -47,7 +51,9 @@ class BackgroundCompaction:
 
     def _run(self, policy: CompactionPolicy) -> None:
         try:
-            self._compact(policy)
+            compact = self._compact()
+            if compact is not None:
+                compact(policy)
         except GenerationConflict as error:  # another process compacted or replaced the same parts
             _log.info("compaction of %s gave way: %s", self._of, error)
         except (HmnError, OSError) as error:  # the memory is as it was, and a later write starts another one

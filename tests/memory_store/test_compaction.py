@@ -1,7 +1,9 @@
 """A compaction keeps every fact, rewrites what changed and no more, and may be killed or overtaken at any instant."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -346,6 +348,20 @@ time.sleep({seconds})
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert verify_memory(Storage(str(tmp_path / "kb"))).problems == ()
+
+
+def test_a_memory_that_is_forgotten_frees_its_rows_at_once(changed: Storage) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        memory = open_memory(changed.url)
+        memory.search(np.eye(4, dtype=np.float32), 3)
+        memory.close()
+        gone = weakref.ref(memory)
+        del memory
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_compacted_memory_answers_as_before_and_then_from_its_main_index(changed: Storage) -> None:
