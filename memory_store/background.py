@@ -30,18 +30,17 @@ class BackgroundCompaction:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def start_if_due(self, now: Manifest) -> bool:
+    def start_if_due(self, now: Manifest) -> None:
         """Start one, unless the generation that a write has made needs none, or one is under way."""
         if self._policy is None or not self._policy.is_due(now):
-            return False
+            return
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                return False
+                return
             # A thread of the daemon kind, as others end before Python's pools do, which it uses; see _finish.
             self._thread = threading.Thread(target=self._run, args=(self._policy,), name="hmn-compaction", daemon=True)
             _running.add(self._thread)
             self._thread.start()
-        return True
 
     def join(self) -> None:
         """Wait until none is under way."""
@@ -58,8 +57,10 @@ class BackgroundCompaction:
             _log.info("compaction of %s gave way: %s", self._of, error)
         except (HmnError, OSError) as error:  # the memory is as it was, and a later write starts another one
             _log.warning("compaction of %s failed: %s", self._of, error)
-        except RuntimeError as error:  # at the end of the program nothing can be loaded any more
-            _log.info("compaction of %s ended: %s", self._of, error)
+        except RuntimeError as error:
+            if threading.main_thread().is_alive():
+                raise
+            _log.info("compaction of %s ended with the program: %s", self._of, error)  # nothing can be loaded any more
         finally:
             _running.discard(threading.current_thread())
 

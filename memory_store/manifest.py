@@ -4,6 +4,7 @@ import getpass
 import os
 import random
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -46,7 +47,7 @@ __all__ = [
     "UpsertRows",
     "apply_change",
     "commit",
-    "compacted_since",
+    "commit_beside_compactions",
     "current_generation",
     "generations",
     "manifest_path",
@@ -151,10 +152,21 @@ def operations_since(storage: Storage, base: int, now: int) -> set[str]:
     return found
 
 
-def compacted_since(storage: Storage, base: Manifest) -> Manifest | None:
-    """The current generation if compactions alone made what came after `base`: it holds the same facts; else None."""
-    now = read_manifest(storage)
-    return now if operations_since(storage, base.generation, now.generation) == {"compact"} else None
+def commit_beside_compactions(
+    storage: Storage, parent: Manifest | None, make: Callable[[Manifest | None], Manifest]
+) -> Manifest:
+    """Commit what `make` makes of a generation, `parent` or, if compactions alone came after it, the current one: it
+    holds the same facts. Raises what commit raises."""
+    while True:
+        try:
+            return commit(storage, make(parent), requires=ParentGeneration(parent.generation if parent else None))
+        except GenerationConflict:
+            if parent is None:
+                raise
+            now = read_manifest(storage)
+            if operations_since(storage, parent.generation, now.generation) != {"compact"}:
+                raise
+            parent = now
 
 
 def propose(storage: Storage, new: Manifest) -> Manifest:

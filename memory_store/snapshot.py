@@ -120,8 +120,8 @@ class Snapshot:
     @property
     def is_slow_to_build(self) -> bool:
         """Whether building the main index takes longer than rows beside it cost in searches."""
-        approximate = isinstance(self.main.index, ApproximateIndex)
-        return approximate or (self.device == "cpu" and self.main.rows.num_rows >= _SLOW_TO_BUILD)
+        is_exact = not isinstance(self.main.index, ApproximateIndex)
+        return _is_slow_to_build(self.main.rows.num_rows, is_exact=is_exact, device=self.device)
 
     @property
     def nbytes(self) -> int:
@@ -166,12 +166,12 @@ class Snapshot:
         came that a shard that has it would keep it; None if there is none."""
         saved = set(self._storage.list(INDEX_FOLDER))
         spec = parse_index(self._config.index, INDEXES)
-        on_cpu = spec.options.get("device", "cpu") == "cpu"
+        is_exact, device = INDEXES[spec.name].exact, spec.options.get("device", "cpu")
         for count in range(len(of_all), 0, -1):
             leading = [piece for piece in slices if piece.part < count]
             rows = sum(piece.rows for piece in leading)
             missing = sum(piece.rows for piece in slices) - rows
-            is_slow = not INDEXES[spec.name].exact or (on_cpu and rows >= _SLOW_TO_BUILD)
+            is_slow = _is_slow_to_build(rows, is_exact=is_exact, device=device)
             if not saved or (missing and not (is_slow and pays(rows, beside=missing, gone=0))):
                 break
             if index_path(self._config.index, _indexed(of_all[:count], leading)) in saved:
@@ -226,6 +226,10 @@ class Snapshot:
 
     def _unseen(self, held: HeldRows) -> NDArray[np.int64]:
         return held.unseen(self.wanted, self._dead)
+
+
+def _is_slow_to_build(rows: int, *, is_exact: bool, device: str) -> bool:
+    return not is_exact or (device == "cpu" and rows >= _SLOW_TO_BUILD)
 
 
 def _indexed(parts: Sequence[Part], slices: Sequence[Slice]) -> IndexedRows:

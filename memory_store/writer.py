@@ -16,7 +16,6 @@ from memory_store.errors import (
     CorruptFile,
     DuplicateFact,
     EmptyInput,
-    GenerationConflict,
     HmnError,
     InputError,
     InvalidVectors,
@@ -25,11 +24,9 @@ from memory_store.ids import IdSet
 from memory_store.manifest import (
     AppendParts,
     Manifest,
-    ParentGeneration,
     Part,
     apply_change,
-    commit,
-    compacted_since,
+    commit_beside_compactions,
     current_generation,
     read_manifest,
 )
@@ -214,17 +211,11 @@ class MemoryWriter:
             dtype=self._dtype,
             max_norm=self._max_norm,
         )
-        while True:
-            new = apply_change(self.manifest, change, commit_id=self._commit_id, note=self._note)
-            requires = ParentGeneration(self.manifest.generation if self.manifest else None)
-            try:
-                self.manifest = commit(self._storage, new, requires=requires)
-                return
-            except GenerationConflict:
-                compacted = compacted_since(self._storage, self.manifest) if self.manifest else None
-                if compacted is None:
-                    raise
-                self.manifest = compacted
+        self.manifest = commit_beside_compactions(
+            self._storage,
+            self.manifest,
+            lambda parent: apply_change(parent, change, commit_id=self._commit_id, note=self._note),
+        )
 
     def _delete_parts(self) -> None:
         for number in range(len(self._facts) + 1):  # one more: the part that was being written

@@ -20,12 +20,10 @@ from memory_store.errors import (
 )
 from memory_store.manifest import (
     Manifest,
-    ParentGeneration,
     Part,
     ReplaceFacts,
     apply_change,
-    commit,
-    compacted_since,
+    commit_beside_compactions,
     current_generation,
 )
 from memory_store.parts import scan_facts
@@ -228,15 +226,9 @@ class _Run:
             return parent
         change = ReplaceFacts(facts=parts, grouping=plan.job.grouping, features=FEATURES_VERSION)
         note = f"ingest of {', '.join(plan.shown_inputs)}"[:500]
-        while True:
-            new = apply_change(parent, change, commit_id=plan.commit_id, note=note)
-            try:
-                return commit(self.storage, new, requires=ParentGeneration(parent.generation if parent else None))
-            except GenerationConflict:
-                compacted = compacted_since(self.storage, parent) if parent else None
-                if compacted is None:
-                    raise
-                parent = compacted
+        return commit_beside_compactions(
+            self.storage, parent, lambda base: apply_change(base, change, commit_id=plan.commit_id, note=note)
+        )
 
     def is_nothing_new(self, parent: Manifest, parts: tuple[Part, ...]) -> bool:
         same_parts = [part.checksum for part in parent.facts] == [part.checksum for part in parts]
