@@ -13,6 +13,7 @@ import psutil
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]  # made at run time
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -52,6 +53,7 @@ UNSHARED = "~"  # after it, for shards of a memory without a name
 EDITION = "-edition-"  # before the token at the end of a shared one's
 START_DEADLINE_S = 120.0
 GPUS_FREE_S = 3.0
+_LOOK_S = 0.1  # how often to look whether the process that a call waits for is alive
 
 
 # Each kind of call has its own thread: a health check is answered during a search, a search during a load.
@@ -117,20 +119,25 @@ def _own_gpus() -> list[str]:
 
 
 class _RayCall:
-    def __init__(self, reference: Any) -> None:
+    def __init__(self, reference: Any, handle: "RayShardHandle") -> None:
         self.reference = reference
+        self._handle = handle
 
     def result(self, timeout_s: float) -> Any:
-        try:
-            return ray.get(self.reference, timeout=timeout_s)
-        except GetTimeoutError as late:
-            raise CallFailed(Failure.TIMED_OUT, f"no reply within {timeout_s:.3g} s") from late
-        except RayTaskError as raised:
-            if isinstance(raised.cause, HmnError):
-                raise raised.cause from None
-            raise
-        except RayActorError as died:
-            raise _call_failed(died) from died
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return ray.get(self.reference, timeout=max(0.0, min(_LOOK_S, deadline - time.monotonic())))
+            except GetTimeoutError as late:
+                if time.monotonic() >= deadline:
+                    raise CallFailed(Failure.TIMED_OUT, f"no reply within {timeout_s:.3g} s") from late
+                self._handle.require_process()
+            except RayTaskError as raised:
+                if isinstance(raised.cause, HmnError):
+                    raise raised.cause from None
+                raise
+            except RayActorError as died:
+                raise _call_failed(died) from died
 
 
 def wait_for_actors(calls: Sequence[Any], timeout_s: float) -> Sequence[int]:
@@ -164,10 +171,17 @@ class RayShardHandle:
         self._actor = self._create()
 
     def start(self, method: str, *args: Any) -> Call:
+        self.require_process()
         try:
-            return _RayCall(getattr(self._actor, method).remote(*args))
+            return _RayCall(getattr(self._actor, method).remote(*args), self)
         except RayActorError as died:
             raise _call_failed(died) from died
+
+    def require_process(self) -> None:
+        """Raise CallFailed while a process that died is being started again: Ray tells every process of that at once,
+        and fails the calls to it only up to two seconds later."""
+        if self._actor._get_local_state() == ActorTableData.RESTARTING:
+            raise CallFailed(Failure.RESTARTING, "its process died and is being started again")
 
     def replace(self) -> None:
         if self._shared is not None:  # shards that another job replaced or stopped must not come back

@@ -23,6 +23,7 @@ from memory_store.parts import (
     dead_rows,
     fact_ids_of,
     live_rows,
+    numbers,
     open_part,
     vectors_of,
     vectors_table,
@@ -296,7 +297,7 @@ def _carry_tombstones(storage: Storage, plan: Compaction, outputs: Sequence[Part
     for part in now.tombstones:
         table = open_part(storage, part, TOMBSTONES_SCHEMA)
         named = table.column("part").combine_chunks()
-        id_M, row_M, code_M = fact_ids_of(table), np.asarray(table.column("row")), np.asarray(named.indices)
+        id_M, row_M, code_M = fact_ids_of(table), numbers(table.column("row")), numbers(named.indices)
         for code, path in enumerate(named.dictionary.to_pylist()):
             own_M = code_M == code
             if path not in source_of:

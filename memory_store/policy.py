@@ -50,7 +50,7 @@ class ShardPolicy:
     """
 
     pause_s: float = 0.05
-    longest_pause_s: float = 0.5
+    longest_pause_s: float = 0.2
     most_replacements: int = 3
 
     def decide(self, report: ShardReport, partial: Partial) -> Decision:

@@ -13,7 +13,7 @@ from memory_store.errors import CorruptFile
 from memory_store.keeping import Piece, pieces_of
 from memory_store.manifest import Manifest
 from memory_store.mips.base import ShardVectors
-from memory_store.parts import live_rows, open_part, take_rows, vectors_of
+from memory_store.parts import live_rows, numbers, open_part, take_rows, vectors_of
 from memory_store.placement import Slice
 from memory_store.storage import Storage
 
@@ -199,4 +199,4 @@ def _open_pieces(storage: Storage, pieces: Sequence[Piece], threads: int) -> lis
 
 
 def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    return np.asarray(pc.cast(column, pa.int64()).to_numpy(), dtype=np.int64)
+    return numbers(pc.cast(column, pa.int64()))

@@ -19,6 +19,7 @@ from memory_store.parts import (
     drop_damaged_copy,
     fact_ids_of,
     live_rows,
+    numbers,
     open_stored_part,
     vectors_of,
     vectors_schema,
@@ -208,9 +209,9 @@ class _Verifier:
                 problems.append(table)
                 continue
             where = self._storage.where(part.path)
-            named, row_N = table.column("part").combine_chunks(), np.asarray(table.column("row"))
+            named, row_N = table.column("part").combine_chunks(), numbers(table.column("row"))
             for code, path in enumerate(named.dictionary.to_pylist()):
-                of_part_N = np.asarray(named.indices) == code
+                of_part_N = numbers(named.indices) == code
                 rows, fact_ids = row_N[of_part_N], fact_ids_of(table)[of_part_N]
                 held = contents.get(path)
                 if held is None:

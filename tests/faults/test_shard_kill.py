@@ -10,8 +10,11 @@ import pyarrow as pa
 import pytest
 
 from memory_store import Memory, MemoryWriter, open_memory, stop_memory
+from memory_store.actors import start_shards
+from memory_store.calls import CallFailed
 from memory_store.errors import ShardUnavailable, VersionMismatch
-from memory_store.policy import Decision, Partial, ShardPolicy, ShardReport
+from memory_store.policy import Decision, Failure, Partial, ShardPolicy, ShardReport
+from memory_store.shard import ShardConfig
 
 DIM, ROWS = 8, 2000
 
@@ -55,6 +58,32 @@ def test_a_killed_shard_comes_back_and_no_answer_is_wrong_or_lost(url: str, rng:
             assert memory.fetch([0, ROWS - 1])["subject"].to_pylist() == ["0", str(ROWS - 1)]
             assert memory.stats().shards[shard].pid != pid
         assert [line.restarts for line in memory.stats().shards] == [2, 1]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_handle_hears_that_its_process_died_without_a_call_that_fails(url: str) -> None:
+    (handle,) = start_shards([ShardConfig(url=url, shard=0, num_shards=1)], cpus=0, shared=None)
+    try:
+        pid = handle.start("describe").result(60)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        heard: CallFailed | None = None
+        while heard is None:
+            try:
+                handle.require_process()
+            except CallFailed as failed:
+                heard = failed
+            time.sleep(0.001)
+        assert heard.failure is Failure.RESTARTING
+        assert "started again" in str(heard)
+        while True:
+            try:
+                assert handle.start("describe").result(60)["pid"] != pid
+                break
+            except CallFailed as failed:
+                assert failed.failure is Failure.RESTARTING
+                time.sleep(0.01)
+    finally:
+        handle.stop()
 
 
 @pytest.mark.usefixtures("ray_cluster")
