@@ -1,25 +1,22 @@
-"""Search over rows of which some are dead, and fresh rows beside the main index: right without rebuilding an index."""
+"""Search by an index that knows nothing of deletes, where some of its rows are dead: right without rebuilding it."""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.mips.base import MipsIndex, ShardVectors
-from memory_store.mips.dense import search_dense
-from memory_store.mips.workers import Workers
-from memory_store.topk import NO_FACT, PartialTopK, merge
+from memory_store.mips.base import MipsIndex
+from memory_store.topk import NO_FACT, PartialTopK
 
 # B queries, K slots, W slots asked of the index, N rows, M dead ids, b queries that are not settled yet
 
-__all__ = ["is_in", "search_live", "search_rows"]
+__all__ = ["is_in", "search_live"]
 
 Exhaustively = Callable[[NDArray[np.float32], int], PartialTopK]
 """(queries, k) -> the best k live rows, by looking at every one of them."""
 
 _LEAST_EXTRA = 4
 _GROWTH = 4
-_ROWS_AT_ONCE = 1 << 16
 
 
 def search_live(
@@ -34,9 +31,8 @@ def search_live(
 
     num_rows: rows of the index, dead_ids_M: sorted ids of those that are dead. The index is asked for a few more rows
     than k, and for more again by the queries that too many dead rows came near. All rows behind the last one it
-    returned rank behind it, so k live ones among them are the k best: an exact index stays exact. A query for which an
-    approximate index finds too few rows, some of them dead, is answered exhaustively: nobody gets fewer answers because
-    of tombstones.
+    returned rank behind it, so k live ones among them are the k best of what it looked at. A query for which it finds
+    too few rows, some of them dead, is answered exhaustively: nobody gets fewer answers because of tombstones.
     """
     if not len(dead_ids_M):
         return index.search(queries_BD, k)
@@ -65,24 +61,6 @@ def search_live(
         pending_b = pending_b[~settled_b & ~hopeless_b]
         width = min(width * _GROWTH, most)
     return answer
-
-
-def search_rows(
-    vectors: ShardVectors, rows_C: NDArray[np.int64], queries_BD: NDArray[np.float32], k: int
-) -> PartialTopK:
-    """The best k of the given rows by looking at every one of them, a block at a time."""
-    wide_BD = queries_BD.astype(np.float64)
-    best = [
-        PartialTopK(
-            fact_ids_BK=np.full((len(queries_BD), k), NO_FACT, dtype=np.int64),
-            scores_BK=np.full((len(queries_BD), k), -np.inf),
-        )
-    ]
-    for start in range(0, len(rows_C), _ROWS_AT_ONCE):
-        block_C = rows_C[start : start + _ROWS_AT_ONCE]
-        block = ShardVectors(fact_ids_N=vectors.fact_ids_N[block_C], chunks=[vectors.gather(block_C)], dim=vectors.dim)
-        best = [merge([*best, search_dense(block, wide_BD, k, Workers(1))], k)]
-    return best[0]
 
 
 def is_in(ids_bW: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> NDArray[np.bool_]:

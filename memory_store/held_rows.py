@@ -1,16 +1,22 @@
 """Rows with the index over them, shared by generations; and what one generation sees of them."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from memory_store.delta import is_in, search_live, search_rows
+from memory_store.delta import is_in, search_live
 from memory_store.keeping import Piece, gaps
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import MipsIndex
-from memory_store.parts import live_rows, sorted_union
+from memory_store.mips.dense import search_dense
+from memory_store.mips.exact import ExactIndex
+from memory_store.mips.few_rows import FewRows
+from memory_store.mips.live import LiveRows
+from memory_store.mips.workers import Workers
+from memory_store.parts import sorted_union
 from memory_store.recall import RecallReport
 from memory_store.rows import DeadRows, Rows
 from memory_store.topk import PartialTopK
@@ -68,16 +74,22 @@ class SeenRows:
         """Live rows."""
         return self.held.rows.num_rows - len(self._dead_M)
 
+    @cached_property
+    def _live(self) -> LiveRows | None:
+        return LiveRows.all_but(self._dead_M, self.held.rows.num_rows) if len(self._dead_M) else None
+
     def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK | None:
         """The best k live rows; None where nothing is to be searched."""
-        if self.held.index is None:
+        index, vectors = self.held.index, self.held.rows.vectors
+        if index is None:
             return None
-        vectors = self.held.rows.vectors
+        if isinstance(index, ExactIndex | FewRows):
+            return index.search(queries_BD, k, self._live)
 
         def exhaustively(queries_bD: NDArray[np.float32], slots: int) -> PartialTopK:
-            return search_rows(vectors, live_rows(vectors.num_rows, self._dead_M), queries_bD, slots)
+            return search_dense(vectors, queries_bD.astype(np.float64), slots, Workers(1), self._live)
 
-        return search_live(self.held.index, vectors.num_rows, self._dead_ids_M, queries_BD, k, exhaustively)
+        return search_live(index, vectors.num_rows, self._dead_ids_M, queries_BD, k, exhaustively)
 
     def find(self, fact_ids_C: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(positions [F] in the request, row numbers [F]) of the ids that are live here."""

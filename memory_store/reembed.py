@@ -41,7 +41,7 @@ __all__ = ["Encode", "Reembedding", "reembed"]
 Encode = Callable[[pa.Table], ArrayLike]
 """A table of FACTS_SCHEMA with N rows -> float vectors [N, D]."""
 
-_FACTS_AT_ONCE = 1 << 16
+_FACTS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +217,7 @@ class _EmbedPart:
         self._encode = encode
         self._claim = claimed
         self._earlier = earlier
+        self._kept: StoredVectors | None = None
 
     def __call__(self, part: Part) -> _Embedded:
         storage = self._storage
@@ -240,17 +241,16 @@ class _EmbedPart:
         return embedded
 
     def _vectors(self, facts: pa.Table, dtype: str) -> StoredVectors:
-        """Of all facts of a part: those that an earlier generation has of the same encoder, the others made now."""
-        earlier = self._earlier
-        earlier_ND: StoredVectors = np.empty((facts.num_rows, earlier.dim), DTYPES[dtype])
-        made_N = np.ones(facts.num_rows, dtype=np.bool_)
+        """Of all facts of a part: those that an earlier generation has of the same encoder, the others made now. They
+        are overwritten by those of the next part."""
+        earlier, rows = self._earlier, facts.num_rows
+        vectors_ND = self._room(rows, earlier.dim, dtype)
+        made_N = np.ones(rows, dtype=np.bool_)
         if earlier.generation is not None:
-            made_N = ~earlier.copy_into(self._storage, facts, earlier_ND)
-        if not made_N.any():
-            return earlier_ND
-        wanted = facts if made_N.all() else take_rows(facts, np.flatnonzero(made_N))
-        blocks = []
-        for start in range(0, wanted.num_rows, _FACTS_AT_ONCE):
+            made_N = ~earlier.copy_into(self._storage, facts, vectors_ND)
+        made_M = np.flatnonzero(made_N)
+        wanted = facts if len(made_M) == rows else take_rows(facts, made_M)
+        for start in range(0, len(made_M), _FACTS_AT_ONCE):
             batch = wanted.slice(start, _FACTS_AT_ONCE)
             given = np.asarray(self._encode(batch))
             if given.ndim != 2 or len(given) != batch.num_rows:
@@ -258,15 +258,24 @@ class _EmbedPart:
                     f"expected one vector for each of {batch.num_rows:,} facts, found shape {list(given.shape)}; "
                     "fix encode"
                 )
-            blocks.append(stored_vectors(given, given.shape[1], dtype))
-            dim = blocks[0].shape[1] if made_N.all() else earlier.dim
-            if blocks[-1].shape[1] != dim:
-                raise DimensionMismatch(f"expected vectors of dimension {dim}, found {blocks[-1].shape[1]}")
-        made_ND: StoredVectors = np.concatenate(blocks)  # type: ignore[assignment]  # all blocks are of one type
-        if made_N.all():
-            return made_ND
-        earlier_ND[made_N] = made_ND
-        return earlier_ND
+            block_MD = stored_vectors(given, given.shape[1], dtype)
+            if start == 0 and len(made_M) == rows:
+                vectors_ND = self._room(rows, given.shape[1], dtype)
+            if block_MD.shape[1] != vectors_ND.shape[1]:
+                raise DimensionMismatch(
+                    f"expected vectors of dimension {vectors_ND.shape[1]}, found {block_MD.shape[1]}"
+                )
+            stop = start + len(block_MD)
+            vectors_ND[made_M[start:stop] if len(made_M) < rows else slice(start, stop)] = block_MD
+        return vectors_ND
+
+    def _room(self, rows: int, dim: int, dtype: str) -> StoredVectors:
+        """An array for the vectors of one part, until those of the next: memory that is new costs more than to fill it,
+        and taking and giving it back part by part disturbs the searches beside."""
+        if self._kept is None or self._kept.size < rows * dim or self._kept.dtype != DTYPES[dtype]:
+            self._kept = np.empty(rows * dim, DTYPES[dtype])
+        room_ND: StoredVectors = self._kept[: rows * dim].reshape(rows, dim)
+        return room_ND
 
 
 def _at_once(seconds: float) -> None:

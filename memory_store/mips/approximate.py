@@ -3,9 +3,6 @@
 import logging
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import faiss
 import numpy as np
@@ -14,15 +11,16 @@ from numpy.typing import NDArray
 from memory_store.mips.base import MipsIndex, SavedArrays, ShardVectors, check_queries
 from memory_store.mips.dense import search_dense
 from memory_store.mips.exact import ExactIndex, build_exact
+from memory_store.mips.live import LiveRows
 from memory_store.mips.meter import TIME_SHARE, RecallMeter
 from memory_store.mips.rescore import score_pairs
 from memory_store.mips.scaled import scaled_queries
 from memory_store.mips.workers import Workers
-from memory_store.topk import NO_FACT, PartialTopK, merge, select
+from memory_store.topk import NO_FACT, PartialTopK, select
 
 # N rows in the shard, D dimension, B queries, b of them at once, K slots, C candidates per query, P pairs of both
 
-__all__ = ["NO_ROW", "SMALL_ROWS", "ApproximateIndex", "CandidateSource", "LiveRows"]
+__all__ = ["NO_ROW", "SMALL_ROWS", "ApproximateIndex", "CandidateSource"]
 
 NO_ROW = -1  # in the place of a candidate that there is not
 SMALL_ROWS = 256  # up to here every row is scored: that is as fast as anything, and exact
@@ -32,27 +30,6 @@ _MORE_EFFORT = 4  # times the effort, for queries that found fewer rows than the
 _ALL_ROWS = {"scan": "float32"}  # without a copy of the rows: no memory that `hmn plan` did not count
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class LiveRows:
-    """mask_N: bool, False for rows that must not be found (deleted facts)."""
-
-    mask_N: NDArray[np.bool_]
-
-    @cached_property
-    def dead(self) -> int:
-        """How many rows must not be found."""
-        return int(len(self.mask_N) - np.count_nonzero(self.mask_N))
-
-    @cached_property
-    def bits(self) -> NDArray[np.uint8]:
-        """The mask as faiss reads it: bit i % 8 of byte i // 8."""
-        return np.packbits(self.mask_N, bitorder="little")
-
-    def selector(self) -> Any:
-        """A selector of live rows for faiss; it reads `bits`, so this object must outlive it."""
-        return faiss.IDSelectorBitmap(len(self.mask_N), faiss.swig_ptr(self.bits))
 
 
 class CandidateSource(ABC):
@@ -174,8 +151,8 @@ class ApproximateIndex:
         pending = np.flatnonzero(~zero_B)
         source, effort = self.source, self._effort
         all_rows = self._all_rows
-        if all_rows is not None and live is None:
-            _fill(answer, pending, all_rows.search(queries_BD[pending], k))
+        if all_rows is not None:
+            _fill(answer, pending, all_rows.search(queries_BD[pending], k, live))
             pending = pending[:0]
         elif all_rows is None and source is not None and k * _SLOTS_WORTH_A_SCAN <= self._vectors.num_rows:
             pending = self._answer(source, wide_BD, k, effort, live, pending, answer)
@@ -239,13 +216,7 @@ class ApproximateIndex:
     def _search_all_rows(
         self, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None, workers: Workers
     ) -> PartialTopK:
-        if live is None or live.dead == 0:
-            return search_dense(self._vectors, queries_bD, k, workers)
-        found = search_dense(self._vectors, queries_bD, k + live.dead, workers)
-        dead_ids = self._vectors.fact_ids_N[~live.mask_N]
-        gone_bC = np.isin(found.fact_ids_BK, dead_ids)
-        found.fact_ids_BK[gone_bC], found.scores_BK[gone_bC] = NO_FACT, -np.inf
-        return merge([found], k)
+        return search_dense(self._vectors, queries_bD, k, workers, live)
 
     def _answer_zero_queries(self, zero_B: NDArray[np.bool_], live: LiveRows | None, answer: PartialTopK) -> None:
         """Every row scores 0, so the smallest ids win."""

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.encode import copy_rows
+from memory_store.mips.live import LiveRows
 from memory_store.mips.rescore import score_pairs
 from memory_store.mips.shortlist import best_of_pairs
 from memory_store.mips.workers import Workers
@@ -19,8 +20,10 @@ _BLOCK_VALUES = 2**19  # products or row values in a block: 4 MiB of float64
 _CROWD = 4  # more candidates than this many times k per query: look closer before scoring them all
 
 
-def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int, workers: Workers) -> PartialTopK:
-    """The top k by float64 products of every row; right for any vectors and any k."""
+def search_dense(
+    vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int, workers: Workers, live: LiveRows | None = None
+) -> PartialTopK:
+    """The top k of the live rows, all of them by default, by float64 products of each; right for any vectors and k."""
     block_rows = max(_BLOCK_VALUES // max(vectors.dim, len(queries_BD)), 64)
     starts = iter(range(0, vectors.num_rows, block_rows))
     nothing = select(np.empty((len(queries_BD), 0), dtype=np.int64), np.empty((len(queries_BD), 0)), k)
@@ -29,8 +32,10 @@ def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int,
     def work(worker: int) -> None:
         waiting: list[PartialTopK] = []
         for start in starts:
-            stop = min(start + block_rows, vectors.num_rows)
-            waiting.append(_search_block(vectors, slice(start, stop), queries_BD, k, best[worker]))
+            row_n = np.arange(start, min(start + block_rows, vectors.num_rows))
+            row_n = row_n if live is None else row_n[live.mask_N[start : start + block_rows]]
+            if len(row_n):
+                waiting.append(_search_block(vectors, row_n, queries_BD, k, best[worker]))
             if sum(found.fact_ids_BK.shape[1] for found in waiting) >= k:  # a merge sorts all it is given
                 best[worker] = merge([best[worker], *waiting], k)
                 waiting.clear()
@@ -41,13 +46,16 @@ def search_dense(vectors: ShardVectors, queries_BD: NDArray[np.float64], k: int,
 
 
 def _search_block(
-    vectors: ShardVectors, rows: slice, queries_BD: NDArray[np.float64], k: int, so_far: PartialTopK
+    vectors: ShardVectors, row_n: NDArray[np.int64], queries_BD: NDArray[np.float64], k: int, so_far: PartialTopK
 ) -> PartialTopK:
-    """The best of a block, at most k: only rows that come before the last of the k best found so far."""
+    """The best of a block of rows, ascending, at most k: only those that come before the last of the k best so far."""
     batch, dim = queries_BD.shape
-    num_rows = rows.stop - rows.start
+    num_rows, fact_id_n = len(row_n), vectors.fact_ids_N[row_n]
     block_nD = np.empty((num_rows, dim), dtype=np.float32)
-    copy_rows(vectors, rows.start, 1.0, block_nD)
+    if row_n[-1] - row_n[0] < num_rows:
+        copy_rows(vectors, int(row_n[0]), 1.0, block_nD)
+    else:
+        vectors.gather(row_n, block_nD)
     wide_nD = block_nD.astype(np.float64)
     products_Bn = torch.mm(torch.from_numpy(queries_BD), torch.from_numpy(wide_nD).t()).numpy()
     # The product and the true score add the same exact terms, each in its own order.
@@ -57,13 +65,13 @@ def _search_block(
     near_Bn = products_Bn >= (floor_B - slack_B)[:, None]
     crowd = _CROWD * k * batch
     if num_rows > k and np.count_nonzero(near_Bn) > crowd:
-        near_Bn &= first_copies(block_nD, vectors.fact_ids_N[rows], k)
+        near_Bn &= first_copies(block_nD, fact_id_n, k)
         if np.count_nonzero(near_Bn) > crowd:
             kth_B = np.partition(products_Bn, num_rows - k, axis=1)[:, num_rows - k]
             near_Bn &= products_Bn >= (kth_B - 2 * slack_B)[:, None]
     query_P, column_P = np.nonzero(near_Bn)
-    fact_id_P = vectors.fact_ids_N[rows][column_P]
-    score_P = score_pairs(vectors, column_P + rows.start, queries_BD, query_P)
+    fact_id_P = fact_id_n[column_P]
+    score_P = score_pairs(vectors, row_n[column_P], queries_BD, query_P)
     # Where many rows tie with the floor, most come after it by their id; sorting them would take longer than scoring.
     last_P, last_id_P = floor_B[query_P], floor_id_B[query_P]
     before_P = (score_P > last_P) | ((score_P == last_P) & (fact_id_P < last_id_P))

@@ -22,6 +22,7 @@ from memory_store.mips.dense import search_dense
 from memory_store.mips.device import device_plan, no_device
 from memory_store.mips.device_scan import DeviceScan
 from memory_store.mips.encode import BAND_GROUPS, COPY_DTYPES, GROUP_ROWS, encode, padded, read_copy, saved_copy
+from memory_store.mips.live import LiveRows
 from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
 from memory_store.mips.shortlist import GroupUpperBounds, Settled, UpperBounds, settle
@@ -122,41 +123,49 @@ class ExactIndex:
                 queries=self._queries, looked_at_rows=self._looked_at_rows, escalated=dict(self._escalated)
             )
 
-    def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
-        """The k facts of largest inner product per query; see MipsIndex.search."""
+    def search(self, queries_BD: NDArray[np.float32], k: int, live: LiveRows | None = None) -> PartialTopK:
+        """The k facts of largest inner product per query, of the live rows, by default all; see MipsIndex.search."""
         wide_BD = check_queries(queries_BD, self._vectors.dim, k).astype(np.float64)
         if self._workers.count > 1:
-            return self._search(wide_BD, k)
-        (answer,) = self._workers.side_by_side([partial(self._search, wide_BD, k)])  # one hand-over, not one per step
+            return self._search(wide_BD, k, live)
+        # One hand-over, not one for every step.
+        (answer,) = self._workers.side_by_side([partial(self._search, wide_BD, k, live)])
         return answer
 
-    def _search(self, wide_BD: NDArray[np.float64], k: int) -> PartialTopK:
+    def _search(self, wide_BD: NDArray[np.float64], k: int, live: LiveRows | None) -> PartialTopK:
         answer = PartialTopK(
             fact_ids_BK=np.full((len(wide_BD), k), NO_FACT, dtype=np.int64),
             scores_BK=np.full((len(wide_BD), k), -np.inf),
         )
         zero_B: NDArray[np.bool_] = ~np.any(wide_BD, axis=1)
         if zero_B.any():
-            self._answer_zero_queries(zero_B, answer)
+            self._answer_zero_queries(zero_B, live, answer)
         pending = np.flatnonzero(~zero_B)
-        if k * _ROWS_PER_SLOT <= self._vectors.num_rows:
+        if k * _ROWS_PER_SLOT <= (self._vectors.num_rows if live is None else live.count):
             for name in self.plan.levels(len(pending)):
-                pending = self._answer_by_scan(name, wide_BD, k, pending, answer)
+                pending = self._answer_by_scan(name, wide_BD, k, live, pending, answer)
         for chunk in _chunks(pending, _at_most(MOST_COLUMNS, k)):
-            _fill(answer, chunk, search_dense(self._vectors, wide_BD[chunk], k, self._workers))
+            _fill(answer, chunk, search_dense(self._vectors, wide_BD[chunk], k, self._workers, live))
         with self._lock:
             self._queries += len(wide_BD)
         return answer
 
-    def _answer_zero_queries(self, zero_B: NDArray[np.bool_], answer: PartialTopK) -> None:
+    def _answer_zero_queries(self, zero_B: NDArray[np.bool_], live: LiveRows | None, answer: PartialTopK) -> None:
         """Every row scores 0, so the smallest ids win."""
         ids_N, k = self._vectors.fact_ids_N, answer.fact_ids_BK.shape[1]
+        ids_N = ids_N if live is None else ids_N[live.mask_N]
         smallest_K = np.sort(np.partition(ids_N, k)[:k] if k < len(ids_N) else ids_N)
         answer.fact_ids_BK[zero_B, : len(smallest_K)] = smallest_K
         answer.scores_BK[zero_B, : len(smallest_K)] = 0.0
 
     def _answer_by_scan(
-        self, name: str, queries_BD: NDArray[np.float64], k: int, pending: NDArray[np.int64], answer: PartialTopK
+        self,
+        name: str,
+        queries_BD: NDArray[np.float64],
+        k: int,
+        live: LiveRows | None,
+        pending: NDArray[np.int64],
+        answer: PartialTopK,
     ) -> NDArray[np.int64]:
         """Fill in the answers that the scan of this name can prove; returns the queries that it could not."""
         with self._lock:
@@ -166,7 +175,7 @@ class ExactIndex:
         scan = self._scans[name]
         for chunk in _chunks(pending, _at_most(scan.most_columns(len(pending)), k)):
             try:
-                found = self._scan_chunk(scan, queries_BD[chunk], k, workspace)
+                found = self._scan_chunk(scan, queries_BD[chunk], k, live, workspace)
             except torch.OutOfMemoryError as full:  # of a device that others use as well
                 _log.warning("a search goes on with this processor: %s", full)
                 found, unproven = [], [*unproven, chunk]
@@ -182,15 +191,15 @@ class ExactIndex:
         return left
 
     def _scan_chunk(
-        self, scan: BlockScan, queries_bD: NDArray[np.float64], k: int, workspace: "_Workspace"
+        self, scan: BlockScan, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None, workspace: "_Workspace"
     ) -> list[tuple[slice, Settled]]:
         """First the workers, or a device, bound all rows; then the workers share the queries, to settle each."""
         batch, dim = queries_bD.shape
         padded_BD = np.concatenate([queries_bD, np.zeros((scan.padded_columns(batch) - batch, dim))])
         if isinstance(scan, DeviceScan):
             with scan.one_at_a_time:
-                return self._settle_chunk(scan, scan.upper_bounds(padded_BD), queries_bD, k, workspace)
-        return self._settle_chunk(scan, self._bound_rows(scan, padded_BD, workspace), queries_bD, k, workspace)
+                return self._settle_chunk(scan, scan.upper_bounds(padded_BD), queries_bD, k, live, workspace)
+        return self._settle_chunk(scan, self._bound_rows(scan, padded_BD, workspace), queries_bD, k, live, workspace)
 
     def _bound_rows(
         self, scan: BlockScan, queries_BD: NDArray[np.float64], workspace: "_Workspace"
@@ -228,6 +237,7 @@ class ExactIndex:
         upper_bounds: UpperBounds[Any],
         queries_bD: NDArray[np.float64],
         k: int,
+        live: LiveRows | None,
         workspace: "_Workspace",
     ) -> list[tuple[slice, Settled]]:
         """The workers share the queries."""
@@ -247,6 +257,7 @@ class ExactIndex:
                     scratch=workspace.of_worker[worker],
                     more_groups=_MORE_GROUPS * k,
                     most_groups=_MORE_GROUPS * k + num_groups // _MOST_SHARE,
+                    live=live,
                 )
                 settled.append((part, found))
 

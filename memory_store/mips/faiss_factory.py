@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_store.errors import UnknownIndex
-from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.hnsw import LONGEST_QUEUE
+from memory_store.mips.live import LiveRows
 from memory_store.mips.options import whole_number
 from memory_store.mips.scaled import ScaledRows
 from memory_store.mips.serialized import serialized, serialized_bytes

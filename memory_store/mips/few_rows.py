@@ -10,6 +10,7 @@ from memory_store.mips.base import MipsIndex, ShardVectors, check_queries
 from memory_store.mips.dense import search_dense
 from memory_store.mips.encode import never_written
 from memory_store.mips.exact import build_exact
+from memory_store.mips.live import LiveRows
 from memory_store.mips.rescore import NarrowQueries, score_pairs
 from memory_store.mips.shortlist import best_of_pairs
 from memory_store.mips.workers import Workers
@@ -55,27 +56,31 @@ class FewRows:
         """Bytes of the copy, which rows in several parts or in another format need."""
         return 0 if self._copy_ND is None else self._copy_ND.nbytes
 
-    def search(self, queries_BD: NDArray[np.float32], k: int) -> PartialTopK:
-        """The k facts of largest inner product per query; see MipsIndex.search."""
+    def search(self, queries_BD: NDArray[np.float32], k: int, live: LiveRows | None = None) -> PartialTopK:
+        """The k facts of largest inner product per query, of the live rows, by default all; see MipsIndex.search."""
         wide_BD = check_queries(queries_BD, self._vectors.dim, k).astype(np.float64)
-        (answer,) = self._workers.side_by_side([partial(self._search, wide_BD, k)])
+        (answer,) = self._workers.side_by_side([partial(self._search, wide_BD, k, live)])
         return answer
 
-    def _search(self, queries_BD: NDArray[np.float64], k: int) -> PartialTopK:
+    def _search(self, queries_BD: NDArray[np.float64], k: int, live: LiveRows | None) -> PartialTopK:
         answer = PartialTopK(
             fact_ids_BK=np.full((len(queries_BD), k), NO_FACT, dtype=np.int64),
             scores_BK=np.full((len(queries_BD), k), -np.inf),
         )
         for start in range(0, len(queries_BD), _QUERIES_AT_ONCE):
             part = slice(start, start + _QUERIES_AT_ONCE)
-            found = self._search_some(queries_BD[part], k)
+            found = self._search_some(queries_BD[part], k, live)
             answer.fact_ids_BK[part], answer.scores_BK[part] = found.fact_ids_BK, found.scores_BK
         return answer
 
-    def _search_some(self, queries_bD: NDArray[np.float64], k: int) -> PartialTopK:
-        batch, slots = len(queries_bD), min(k, self._vectors.num_rows)
+    def _search_some(self, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None) -> PartialTopK:
+        batch, slots = len(queries_bD), min(k, self._vectors.num_rows if live is None else live.count)
+        if slots == 0:
+            return search_dense(self._vectors, queries_bD, k, self._workers, live)
         narrow = NarrowQueries(queries_bD, self._longest)
         products_bN = torch.mm(narrow.queries_BD, self._rows_ND.t())
+        if live is not None:
+            products_bN[:, torch.from_numpy(live.dead_rows)] = -torch.inf
         kth_b = torch.topk(products_bN, slots, dim=1, sorted=False).values.amin(dim=1).numpy()
         query_P, row_P = np.nonzero(products_bN.numpy() >= narrow.near_limit(kth_b)[:, None])
         crowded_b = np.bincount(query_P, minlength=batch) > _CROWD * (k + 16)
@@ -84,6 +89,6 @@ class FewRows:
         true_P = score_pairs(self._vectors, row_P, queries_bD, query_P)
         answer = best_of_pairs(query_P, self._vectors.fact_ids_N[row_P], true_P, batch=batch, k=k)
         if crowded_b.any():
-            dense = search_dense(self._vectors, queries_bD[crowded_b], k, self._workers)
+            dense = search_dense(self._vectors, queries_bD[crowded_b], k, self._workers, live)
             answer.fact_ids_BK[crowded_b], answer.scores_BK[crowded_b] = dense.fact_ids_BK, dense.scores_BK
         return answer

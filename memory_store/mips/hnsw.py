@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.codes import (
     CODE_BYTES,
@@ -19,6 +19,7 @@ from memory_store.mips.codes import (
     spare_slots,
     widened,
 )
+from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.scaled import ScaledRows
 from memory_store.mips.serialized import serialized

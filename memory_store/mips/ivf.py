@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.coarse import AllMeans, GroupedMeans, ListChooser
 from memory_store.mips.codes import CODES, choose_codes, code_width, planned_codes, spare_slots
 from memory_store.mips.kmeans import cluster_at_once, cluster_in_groups
 from memory_store.mips.lists import InvertedLists
+from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import REDUCTIONS, Reduction
 from memory_store.mips.scaled import ScaledRows

@@ -6,8 +6,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import LiveRows
 from memory_store.mips.codes import CODE_BYTES, quantizer_type, range_rows, widened
+from memory_store.mips.live import LiveRows
 from memory_store.mips.scaled import ScaledRows
 from memory_store.mips.serialized import serialized
 from memory_store.mips.workers import Workers

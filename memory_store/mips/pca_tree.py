@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, CandidateSource
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.codes import CODES, choose_codes, code_width, planned_codes, spare_slots
 from memory_store.mips.lists import InvertedLists
+from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import Reduction
 from memory_store.mips.scaled import ScaledRows

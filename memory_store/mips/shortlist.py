@@ -12,6 +12,7 @@ from torch import Tensor
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.bounds import round_down_float32
 from memory_store.mips.encode import BAND_GROUPS, GROUP_ROWS
+from memory_store.mips.live import LiveRows
 from memory_store.mips.rescore import GroupScorer, score_pairs
 from memory_store.mips.scratch import Scratch
 from memory_store.topk import NO_FACT, PartialTopK
@@ -20,6 +21,8 @@ from memory_store.topk import NO_FACT, PartialTopK
 # P pairs of a query and a group or row, g rows in a group
 
 __all__ = ["GroupUpperBounds", "Settled", "UpperBounds", "best_of_pairs", "settle"]
+
+_MORE_FOR_DEAD_ROWS = 4  # times as many groups at each further look
 
 Array = TypeVar("Array", NDArray[np.float32], Tensor)
 
@@ -103,6 +106,7 @@ def settle(
     scratch: Scratch,
     more_groups: int,
     most_groups: int,
+    live: LiveRows | None = None,
 ) -> Settled:
     """Turn the bounds of a scan into the top k, exactly, for queries that need at most about most_groups groups each.
 
@@ -111,17 +115,21 @@ def settle(
     is left out lies below the floor. The rows that may be among the k best are given their true scores, all at once.
 
     Where too many groups reach it, a few groups with wide bounds may have kept better ones out of the first k: then
-    more_groups groups are looked at to raise the floor, once. longest: no row's norm exceeds it. The index holds at
-    least k + more_groups groups.
+    more_groups groups are looked at to raise the floor, once; where dead rows may have kept them out, again and again,
+    each time more of them. longest: no row's norm exceeds it. The index holds at least k + more_groups groups. live:
+    rows that may be found, all by default; the bounds of a group hold without its dead rows too.
     """
-    shortlist = _Shortlist(vectors, queries_bD, k, bounds, longest, scratch)
+    shortlist = _Shortlist(vectors, queries_bD, k, bounds, longest, scratch, live)
     queries_q = np.arange(len(queries_bD))
     shortlist.look_at_highest(k, queries_q)
     settled_b = shortlist.look_at_reaching(most_groups, queries_q)
-    if not settled_b.all():
+    left = most_groups
+    while not settled_b.all() and more_groups <= left:
         left_q = np.flatnonzero(~settled_b)
         shortlist.look_at_highest(more_groups, left_q)
         settled_b |= shortlist.look_at_reaching(most_groups, left_q)
+        left = left - more_groups if live is not None else 0
+        more_groups *= _MORE_FOR_DEAD_ROWS
     return Settled(
         answer=shortlist.answer(), settled_b=settled_b, looked_at_rows=shortlist.looked_at_groups * GROUP_ROWS
     )
@@ -138,8 +146,10 @@ class _Shortlist:
         bounds: UpperBounds[Any],
         longest: float,
         scratch: Scratch,
+        live: LiveRows | None,
     ) -> None:
         self.looked_at_groups = 0
+        self._live = live
         self._batch, self._k = len(queries_bD), k
         self._vectors = vectors
         self._queries_bD = queries_bD
@@ -151,7 +161,7 @@ class _Shortlist:
     def look_at_highest(self, count: int, queries_q: NDArray[np.int64]) -> None:
         """Look at the `count` groups of highest bounds of each of these queries, which raises its floor."""
         query_P, group_P = self._bounds.take_highest(count, queries_q)
-        score_Pg = self._scorer.scores(query_P, group_P)
+        score_Pg = self._scores(query_P, group_P)
         seen_qx = np.concatenate([self._best_bk[queries_q], score_Pg.reshape(len(queries_q), -1)], axis=1)
         self._best_bk[queries_q] = -np.partition(-seen_qx, self._k - 1, axis=1)[:, : self._k]
         self._keep(query_P, group_P, score_Pg)
@@ -159,14 +169,16 @@ class _Shortlist:
     def look_at_reaching(self, most_groups: int, queries_q: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Look at every group whose bound reaches the floor of one of these queries [b].
 
-        False for queries with more than most_groups of them, and for those that are not asked about.
+        False for queries with more than most_groups of them, or without a floor yet, as dead rows leave them, and for
+        those that are not asked about.
         """
         asked_b = np.zeros(self._batch, dtype=np.bool_)
         asked_b[queries_q] = True
         floor_b = self._scorer.queries.true_floor(self._best_bk.min(axis=1))
+        asked_b &= floor_b > -np.inf  # a group that was looked at reaches that, too
         limit_b = np.where(asked_b, round_down_float32(floor_b / self._bounds.unit_b), np.float32(np.inf))
         query_P, group_P, few_b = self._bounds.reaching(limit_b, most_groups)
-        self._keep(query_P, group_P, self._scorer.scores(query_P, group_P))
+        self._keep(query_P, group_P, self._scores(query_P, group_P))
         return asked_b & few_b
 
     def answer(self) -> PartialTopK:
@@ -175,16 +187,25 @@ class _Shortlist:
         # The k-th best by now lies higher than when most of the rows were kept.
         order_P = np.lexsort((-score_P, query_P))
         first_b = np.searchsorted(query_P[order_P], np.arange(self._batch))
-        kth_b = score_P[order_P[first_b + self._k - 1]]
+        enough_b = np.bincount(query_P, minlength=self._batch) >= self._k  # of the others, nothing is settled
+        kth_b = np.full(self._batch, -np.inf, dtype=np.float32)
+        kth_b[enough_b] = score_P[order_P[first_b[enough_b] + self._k - 1]]
         near_P = score_P >= self._scorer.queries.near_limit(kth_b)[query_P]
         query_P, row_P = query_P[near_P], row_P[near_P]
         true_P = score_pairs(self._vectors, row_P, self._queries_bD, query_P)
         return best_of_pairs(query_P, self._vectors.fact_ids_N[row_P], true_P, batch=self._batch, k=self._k)
 
+    def _scores(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of the rows of each group with its query, in float32, [P, g]; -inf where there is none that may be found."""
+        score_Pg = self._scorer.scores(query_P, group_P)
+        if self._live is not None:
+            score_Pg[~self._live.of_groups[group_P]] = -np.inf
+        return score_Pg
+
     def _keep(self, query_P: NDArray[np.int64], group_P: NDArray[np.int64], score_Pg: NDArray[np.float32]) -> None:
         """Remember the rows that may be among the k best."""
         limit_b = self._scorer.queries.near_limit(self._best_bk.min(axis=1))
-        at_P, offset_P = np.nonzero(score_Pg >= limit_b[query_P, None])
+        at_P, offset_P = np.nonzero((score_Pg >= limit_b[query_P, None]) & (score_Pg > -np.inf))
         self._near.append(_NearRows(query_P[at_P], group_P[at_P] * GROUP_ROWS + offset_P, score_Pg[at_P, offset_P]))
         self.looked_at_groups += len(group_P)
 

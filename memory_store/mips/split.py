@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
 from memory_store.mips.coarse import AllMeans
 from memory_store.mips.codes import code_width, spare_slots
@@ -14,6 +14,7 @@ from memory_store.mips.highest import highest_columns, taken
 from memory_store.mips.ivf import build_ivf, default_nlist, ivf_bytes, restore_ivf
 from memory_store.mips.kmeans import cluster_at_once
 from memory_store.mips.lists import PackedLists
+from memory_store.mips.live import LiveRows
 from memory_store.mips.options import whole_number
 from memory_store.mips.rounded import RoundedVectors
 from memory_store.mips.scaled import ScaledRows, unit_rows

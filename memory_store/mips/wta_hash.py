@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource, LiveRows
+from memory_store.mips.approximate import NO_ROW, SMALL_ROWS, ApproximateIndex, CandidateSource
 from memory_store.mips.base import IndexSpec, SavedArrays, ShardVectors
+from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import REDUCTIONS, Reduction
 from memory_store.mips.scaled import ScaledRows

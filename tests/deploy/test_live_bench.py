@@ -11,7 +11,7 @@ def test_the_live_benchmark_measures_what_it_says(tmp_path: Path) -> None:
         ("nothing else", 0, 0),
         ("1,000 upserts a second", 0, 0),
         ("a compaction", 0, 0),
-        ("a re-embedding", 0, 0),
+        ("re-embeddings", 0, 0),
     ]
     assert all(line.searches for line in figures.searches)
     assert figures.compaction_rows >= 500

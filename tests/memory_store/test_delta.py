@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_store.delta import search_live, search_rows
+from memory_store.delta import search_live
 from memory_store.mips.base import ShardVectors
+from memory_store.mips.dense import search_dense
+from memory_store.mips.live import LiveRows
 from memory_store.mips.oracle import exhaustive_search
+from memory_store.mips.workers import Workers
 from memory_store.topk import NO_FACT, PartialTopK
 
 # N rows, B queries, K slots
@@ -41,7 +44,7 @@ def never(_queries: np.ndarray, _k: int) -> PartialTopK:
 
 def exhaustively(ids_N: np.ndarray, vectors_ND: np.ndarray, live_N: np.ndarray) -> Callable[..., PartialTopK]:
     vectors = ShardVectors(fact_ids_N=ids_N, chunks=[vectors_ND], dim=vectors_ND.shape[1])
-    return lambda queries_BD, k: search_rows(vectors, np.flatnonzero(live_N), queries_BD, k)
+    return lambda queries_BD, k: search_dense(vectors, queries_BD.astype(np.float64), k, Workers(1), LiveRows(live_N))
 
 
 @settings(max_examples=60)

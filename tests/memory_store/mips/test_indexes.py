@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from memory_store.errors import DimensionMismatch, InvalidVectors, UnknownIndex
-from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex, LiveRows
+from memory_store.mips.approximate import SMALL_ROWS, ApproximateIndex
 from memory_store.mips.base import ShardVectors, parse_index
+from memory_store.mips.live import LiveRows
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.registry import INDEXES, build_index
 from memory_store.topk import PartialTopK

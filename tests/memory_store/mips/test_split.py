@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from memory_store.mips.approximate import ApproximateIndex, LiveRows
+from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.ivf import IvfSource
+from memory_store.mips.live import LiveRows
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.registry import build_index
 from memory_store.mips.scaled import ScaledRows
