@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from memory_store.mapped_files import map_file
+
 __all__ = ["TEMPORARY_SUFFIX", "Disk", "Entry", "LocalFiles", "WriteInto"]
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -62,7 +64,7 @@ class Disk:
         return path.read_bytes()
 
     def map(self, path: Path) -> pa.NativeFile:
-        return pa.memory_map(str(path), "r")
+        return map_file(path)
 
     def scan(self, path: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(path) as entries:

@@ -15,7 +15,7 @@ from memory_store.errors import CorruptFile, ReindexFailed
 from memory_store.manifest import Manifest
 from memory_store.mips.base import ShardVectors
 from memory_store.mips.dense import search_dense
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import builders
 from memory_store.parts import fact_ids_of, scan_vectors, vectors_of
 from memory_store.policy import Partial
 from memory_store.reindex import recall_of
@@ -116,7 +116,7 @@ def check_engine(
     best: Sequence[PartialTopK] = []
     for table in scan_vectors(storage, manifest):
         rows = ShardVectors(fact_ids_N=fact_ids_of(table), chunks=[vectors_of(table)], dim=manifest.dim)
-        found = search_dense(rows, queries_BD.astype(np.float64), _SAMPLE_K, Workers(1))
+        found = search_dense(rows, queries_BD.astype(np.float64), _SAMPLE_K, builders(1))
         best = [merge([*best, found], _SAMPLE_K)]
     answer = engine.coordinator.search(served, queries_BD, _SAMPLE_K, deadline_s=deadline_s, partial=Partial.REFUSE)
     recall = recall_of(answer, best[0])

@@ -21,6 +21,7 @@ from fsspec.spec import AbstractFileSystem
 
 from memory_store.disk import TEMPORARY_SUFFIX, Entry, WriteInto
 from memory_store.errors import HmnError
+from memory_store.mapped_files import map_file
 
 __all__ = ["RemoteFiles", "default_cache_dir", "resolve"]
 
@@ -135,13 +136,13 @@ class RemoteFiles:
         if not cached.exists():
             with self._fetched(path) as fetched:
                 fetched.replace(cached)
-        return pa.memory_map(str(cached), "r")
+        return map_file(cached)
 
     def open_stored(self, path: str) -> pa.NativeFile:
         if self._in_process:
             return self._aligned(path)
         with self._fetched(path) as fetched:
-            return pa.memory_map(str(fetched), "r")  # what is mapped stays until it is let go, without a name
+            return map_file(fetched)  # what is mapped stays until it is let go, without a name
 
     @contextmanager
     def _fetched(self, path: str) -> Iterator[Path]:

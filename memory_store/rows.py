@@ -13,6 +13,7 @@ from memory_store.errors import CorruptFile
 from memory_store.keeping import Piece, pieces_of
 from memory_store.manifest import Manifest
 from memory_store.mips.base import ShardVectors
+from memory_store.mips.workers import give_way
 from memory_store.parts import live_rows, numbers, open_part, take_rows, vectors_of
 from memory_store.placement import Slice
 from memory_store.storage import Storage
@@ -194,7 +195,7 @@ def _open_pieces(storage: Storage, pieces: Sequence[Piece], threads: int) -> lis
 
     if threads == 1 or len(pieces) < 2:
         return [opened(piece) for piece in pieces]
-    with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="hmn-open") as pool:
+    with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="hmn-open", initializer=give_way) as pool:
         return list(pool.map(opened, pieces))
 
 

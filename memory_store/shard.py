@@ -149,8 +149,8 @@ class Shard:
     def release(self, keep_generation: int) -> None:
         """Let every other generation go, now that no caller needs it any more."""
         with self._snapshots_lock:
-            for generation in [held for held in self._snapshots if held != keep_generation]:
-                del self._snapshots[generation]
+            others = [self._snapshots.pop(held) for held in list(self._snapshots) if held != keep_generation]
+        others.clear()  # which takes a while, and a search had better not wait for the lock meanwhile
 
     def stats(self, generation: int) -> ShardStats:
         """Rows, bytes and process of this shard, as it serves one generation."""
@@ -204,9 +204,11 @@ class Shard:
             return self._snapshots.get(generation)
 
     def _hold(self, generation: int, snapshot: Snapshot) -> None:
+        gone = []
         with self._snapshots_lock:
             self._snapshots[generation] = snapshot
             while len(self._snapshots) > self.config.resident:
                 others = [held for held in self._snapshots if held != generation]
                 # One that is proposed goes before one that answers, however long ago it last did.
-                del self._snapshots[min(others, key=lambda held: held > 0)]
+                gone.append(self._snapshots.pop(min(others, key=lambda held: held > 0)))
+        gone.clear()  # without the lock, see release

@@ -26,7 +26,7 @@ from memory_store.mips.live import LiveRows
 from memory_store.mips.scan import MOST_COLUMNS, BlockScan, CopyScan, StoredScan
 from memory_store.mips.scratch import Scratch
 from memory_store.mips.shortlist import GroupUpperBounds, Settled, UpperBounds, settle
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 from memory_store.topk import NO_FACT, PartialTopK
 
 # N rows in the shard, G groups of rows in a band, S bands, D dimension, B queries, b of them in a scan, K slots
@@ -40,6 +40,7 @@ _SAVED_BOUND_BYTES = 3 * 8 / GROUP_ROWS  # per row
 _BOUND_BYTES = (3 * 4 + 2 * 4) / GROUP_ROWS + _SAVED_BOUND_BYTES  # per row: of both scans, and as they are saved
 _WORKSPACE_BYTES = (1 + 1 / BAND_GROUPS) * 4 * MOST_COLUMNS / GROUP_ROWS  # per row: what one search writes and reads
 _SAVED_VALUES = 2**27  # 1M rows of 128: from here on, a file of a quarter of the vectors' size is worth it
+_SMALL_VALUES = 2**24  # 128K rows of 128: about 50 ms
 _MORE_GROUPS = 3  # times k: what a second look at the bounds may add; with the first k, less than all groups
 _log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ class ExactIndex:
         self._scans: dict[str, BlockScan] = {}
         self._saved: GroupBounds | None = None
         if plan.needs_scan:
-            copy_ND, bounds = encoded or encode(vectors, plan.copy, workers)
+            is_small = vectors.num_rows * vectors.dim < _SMALL_VALUES  # encoded before a search notices
+            copy_ND, bounds = encoded or encode(vectors, plan.copy, workers if is_small else builders(workers.count))
             if is_saved(vectors.num_rows, vectors.dim) and plan.copy != "float32":
                 self._saved = bounds
             if plan.copy is not None and copy_ND is not None:

@@ -1,16 +1,20 @@
 """Python threads that each compute on their own cores: far steadier under load than many threads inside one product."""
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import torch
 
-__all__ = ["InTurn", "Workers"]
+__all__ = ["InTurn", "Workers", "builders", "give_way"]
 
 Result = TypeVar("Result")
+
+_BUILDING = 10  # a thread that builds gets a tenth of a core that a search wants, too
 
 _torch_settings = threading.Lock()  # torch.set_num_threads also writes a default of the whole process
 
@@ -22,12 +26,14 @@ class Workers:
     done by its own thread, one after the other.
     """
 
-    def __init__(self, count: int, *, threads: int = 1) -> None:
+    def __init__(self, count: int, *, threads: int = 1, niceness: int = 0) -> None:
+        """niceness: how far these threads give way to others, as `nice` counts it."""
         if min(count, threads) < 1:
             raise ValueError(f"expected at least one thread, found {min(count, threads)}")
         self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="hmn-scan")
         self._here = threading.local()
+        self._niceness = niceness
         all_started = threading.Barrier(count)  # so that each of the tasks below gets a thread of its own
         with _torch_settings:
             # The number of threads belongs to each thread, but torch.set_num_threads also makes its argument the
@@ -53,9 +59,22 @@ class Workers:
     def _start(self, threads: int, all_started: threading.Barrier) -> None:
         all_started.wait()
         self._here.is_worker = True
+        give_way(self._niceness)
         torch.get_num_threads()  # a thread that has not asked yet takes the default at its first product, over ours
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)  # the proofs of exactness know of tiny numbers, not of numbers that vanish
+
+
+def builders(count: int) -> Workers:
+    """Workers that build an index while another one serves: they give way to those that search."""
+    return Workers(count, niceness=_BUILDING)
+
+
+def give_way(niceness: int = _BUILDING) -> None:
+    """Lower the priority of this thread, and of those it starts, for good. Where threads have none, nothing happens."""
+    if niceness and hasattr(os, "setpriority"):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 class InTurn:
