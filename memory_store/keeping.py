@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from memory_store.manifest_format import Manifest, Part
 from memory_store.placement import Slice
 
-__all__ = ["MOST_BESIDE", "MOST_GONE", "Piece", "gaps", "pays", "pieces_of", "rows_of", "runs"]
+__all__ = ["MOST_BESIDE", "MOST_DEAD", "MOST_GONE", "Piece", "gaps", "pays", "pieces_of", "rows_of", "runs"]
 
 MOST_BESIDE = 0.1
 """Rows searched exactly beside an index, for each of its own. Beside 100,000 rows of an `ivf`, a thousand add 1.2 ms to
@@ -18,6 +18,10 @@ MOST_GONE = 0.25
 beyond k: a quarter, scattered, costs 128 questions half as much again, two fifths twice as much; one question hardly
 notices either."""
 
+MOST_DEAD = 0.5
+"""Rows of a run that are dead, for each of its own: its exact search leaves them out, and scans them all the same."""
+
+_TOGETHER = 4  # runs that become one: with fewer, a write waits more often for what was written before it
 _SHORT_RUN = 8192  # rows that are indexed in a few ms: to search them apart would cost more
 
 
@@ -87,16 +91,20 @@ def pays(rows: int, *, beside: int, gone: int) -> bool:
 def runs(rows: Sequence[int]) -> list[tuple[int, int]]:
     """Which neighbours to index together, as (first, end), of what was written in this order, so many rows each.
 
-    Each run is left longer than the next one (a log-structured merge: O'Neil et al. 1996). So there are few of them,
-    log2 of how often something was written at most, and as long as nothing but the end changes, a row is indexed again
-    only into a run of twice the length, which is as seldom.
+    A log-structured merge (O'Neil et al. 1996): a run and the three after it become one once those are as long as it.
+    So each is longer than the next three together, there are few of them, some log2 of how often something was
+    written, and as long as nothing but the end changes, a row is indexed again as seldom.
     """
     found: list[tuple[int, int, int]] = []
     for number, count in enumerate(rows):
         found.append((number, number + 1, count))
-        while len(found) > 1:
-            (first, _, before), (_, end, last) = found[-2:]
-            if before > last and before + last > _SHORT_RUN:
-                break
-            found[-2:] = [(first, end, before + last)]
+        while last := _one_run([count for _, _, count in found[-_TOGETHER:]]):
+            found[-last:] = [(found[-last][0], number + 1, sum(count for _, _, count in found[-last:]))]
     return [(first, end) for first, end, _ in found]
+
+
+def _one_run(lengths: Sequence[int]) -> int:
+    """How many of the last runs, of these lengths, to make one; 0 for none."""
+    if len(lengths) > 1 and sum(lengths[-2:]) <= _SHORT_RUN:
+        return 2
+    return _TOGETHER if len(lengths) == _TOGETHER and lengths[0] <= sum(lengths[1:]) else 0

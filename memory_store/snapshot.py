@@ -10,7 +10,7 @@ from memory_store.errors import NoVectors
 from memory_store.held_rows import HeldRows, SeenRows
 from memory_store.index_files import IndexedRows, index_path, open_index
 from memory_store.index_names import INDEX_FOLDER, main_name, main_parts
-from memory_store.keeping import MOST_GONE, Piece, gaps, pays, pieces_of, rows_of, runs
+from memory_store.keeping import MOST_DEAD, Piece, gaps, pays, pieces_of, rows_of, runs
 from memory_store.manifest import Manifest, Part
 from memory_store.mips.approximate import ApproximateIndex
 from memory_store.mips.base import parse_index
@@ -216,7 +216,7 @@ class Snapshot:
     def _is_good(self, run: HeldRows) -> bool:
         """Whether a run of another generation is right for this one, and most of it lives."""
         dead_M = run.rows.dead_here(self._dead)
-        return len(dead_M) <= MOST_GONE * run.rows.num_rows and run.rows.serves(dead_M, self._dead)
+        return len(dead_M) <= MOST_DEAD * run.rows.num_rows and run.rows.serves(dead_M, self._dead)
 
     def _exactly(self, slices: Sequence[Slice]) -> HeldRows:
         """Rows that are few: any other index would have to be built for them at every change."""

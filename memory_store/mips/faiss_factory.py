@@ -15,7 +15,7 @@ from memory_store.mips.live import LiveRows
 from memory_store.mips.options import whole_number
 from memory_store.mips.scaled import ScaledRows
 from memory_store.mips.serialized import serialized, serialized_bytes
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 # N rows, D dimension, b queries, C candidates, K slots
 
@@ -93,7 +93,7 @@ def build_faiss(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxi
                 built[0].add(block_nD)
             faiss.omp_set_num_threads(1)
 
-    workers.run(build)
+    builders(threads).run(build)
     return ApproximateIndex(vectors, FaissSource(built[0], refine, serialized_bytes(built[0])), workers)
 
 

@@ -23,7 +23,7 @@ from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.scaled import ScaledRows
 from memory_store.mips.serialized import serialized
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 # N rows, D dimension, b queries, C candidates, K slots
 
@@ -95,7 +95,7 @@ def build_hnsw(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxim
                 graph.add(widened(block_nD))
             faiss.omp_set_num_threads(1)
 
-    workers.run(add)
+    builders(threads).run(add)
     return ApproximateIndex(vectors, HnswSource(graph, ef), workers)
 
 

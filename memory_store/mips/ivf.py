@@ -16,7 +16,7 @@ from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import REDUCTIONS, Reduction
 from memory_store.mips.scaled import ScaledRows
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 # N rows, n rows in a sample or block, D dimension, L lists, P lists probed, b queries, C candidates, K slots
 
@@ -82,7 +82,7 @@ def default_nprobe(nlist: int) -> int:
 
 def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Cluster the rows and store them list by list."""
-    workers = Workers(threads)
+    workers, building = Workers(threads), builders(threads)
     nlist, nprobe = _lists_and_probes(spec, vectors.num_rows)
     reduction_name = one_of(spec, "reduction", REDUCTIONS)
     codes = one_of(spec, "codes", CODES)
@@ -94,11 +94,11 @@ def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxima
     rng = np.random.default_rng(_SEED)
     sample_nE = reduction.rows(rows.take(rows.sample(SAMPLED_POINTS * nlist, rng)))
     cluster = cluster_in_groups if levels == 2 else cluster_at_once
-    clusters = cluster(sample_nE, nlist, rounds=ROUNDS, rng=rng, workers=workers)
+    clusters = cluster(sample_nE, nlist, rounds=ROUNDS, rng=rng, workers=building)
     list_N = np.empty(rows.num_rows, dtype=np.int64)
     sums_LD = torch.zeros((clusters.count, rows.dim))
     for part, block_nD in rows.blocks():
-        list_N[part] = clusters.nearest(reduction.rows(block_nD), workers)
+        list_N[part] = clusters.nearest(reduction.rows(block_nD), building)
         sums_LD.index_add_(0, torch.from_numpy(list_N[part]), torch.from_numpy(block_nD))
     # A list without rows would be probed in vain.
     used_L, list_N = np.unique(list_N, return_inverse=True)
@@ -107,8 +107,8 @@ def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxima
     chooser: ListChooser = AllMeans(means_LD)
     if levels == 2:
         _, group_L = np.unique(clusters.group_L[used_L], return_inverse=True)
-        chooser = GroupedMeans.build(means_LD, group_L, workers)
-    lists = InvertedLists.build(rows, list_N, len(used_L), choose_codes(codes, rows), workers)
+        chooser = GroupedMeans.build(means_LD, group_L, building)
+    lists = InvertedLists.build(rows, list_N, len(used_L), choose_codes(codes, rows), building)
     return ApproximateIndex(vectors, IvfSource(chooser, lists, nprobe), workers)
 
 

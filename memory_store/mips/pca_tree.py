@@ -11,7 +11,7 @@ from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import Reduction
 from memory_store.mips.scaled import ScaledRows
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 # N rows, n rows in a sample or block, D dimension, E reduced dimension, H levels of the tree (its height),
 # b queries, W nodes kept per query, K slots
@@ -82,7 +82,7 @@ class PcaTreeSource(CandidateSource):
 
 def build_pca_tree(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Find the principal components of the reduced rows, and halve the rows level by level."""
-    workers = Workers(threads)
+    workers, building = Workers(threads), builders(threads)
     levels, leaves = _levels_and_leaves(spec, vectors.num_rows)
     codes = one_of(spec, "codes", CODES)
     if vectors.num_rows <= SMALL_ROWS:
@@ -94,7 +94,7 @@ def build_pca_tree(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Appr
     for part, block_nE in reduction.blocks(rows):
         projected_NH[part] = block_nE @ components_EH
     leaf_N, splits = _halve(projected_NH)
-    lists = InvertedLists.build(rows, leaf_N, 2**levels, choose_codes(codes, rows), workers)
+    lists = InvertedLists.build(rows, leaf_N, 2**levels, choose_codes(codes, rows), building)
     return ApproximateIndex(vectors, PcaTreeSource(components_EH, splits, lists, leaves), workers)
 
 

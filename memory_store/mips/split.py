@@ -19,7 +19,7 @@ from memory_store.mips.options import whole_number
 from memory_store.mips.rounded import RoundedVectors
 from memory_store.mips.scaled import ScaledRows, unit_rows
 from memory_store.mips.shared import shared_columns, values_of
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 # N rows, D dimension, V shared values, S subjects (values of the other columns), L clusters of them,
 # F shared and E other columns, b queries, P probed, C candidates, K slots, P pairs of a query and a row
@@ -177,7 +177,7 @@ def build_split(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Approxi
         return ApproximateIndex(vectors, None, workers)
     rows = ScaledRows(vectors)
     shared_D = shared_columns(rows)
-    source = None if shared_D is None else _make(rows, shared_D, values, workers)
+    source = None if shared_D is None else _make(rows, shared_D, values, builders(threads))
     if source is None:
         return build_ivf(vectors, IndexSpec("ivf"), threads)
     return ApproximateIndex(vectors, source, workers)

@@ -73,8 +73,9 @@ def builders(count: int) -> Workers:
 def give_way(niceness: int = _BUILDING) -> None:
     """Lower the priority of this thread, and of those it starts, for good. Where threads have none, nothing happens."""
     if niceness and hasattr(os, "setpriority"):
+        thread = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + niceness, 19))
 
 
 class InTurn:

@@ -9,7 +9,7 @@ from memory_store.mips.live import LiveRows
 from memory_store.mips.options import one_of, whole_number
 from memory_store.mips.reduction import REDUCTIONS, Reduction
 from memory_store.mips.scaled import ScaledRows
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 # N rows, n rows in a block, D dimension, E reduced dimension, T tables, M hashes per table, V values per hash (window),
 # J buckets per table, b queries, C candidates, P pairs of a query and a row
@@ -95,7 +95,7 @@ def bucket_numbers(vectors_nE: NDArray[np.float32], places_MV: NDArray[np.int64]
 
 def build_wta_hash(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Hash every row into every table."""
-    workers = Workers(threads)
+    workers, building = Workers(threads), builders(threads)
     tables, window, hashes, scored = _settings(spec, vectors.num_rows)
     reduction_name = one_of(spec, "reduction", REDUCTIONS)
     if vectors.num_rows <= SMALL_ROWS:
@@ -109,7 +109,7 @@ def build_wta_hash(vectors: ShardVectors, spec: IndexSpec, threads: int) -> Appr
     buckets = places_TMV.shape[2] ** hashes
     bucket_TN = np.empty((tables, rows.num_rows), dtype=np.int32)
     for part, block_nE in reduction.blocks(rows):
-        _hash_block(block_nE @ rotation_EE, places_TMV, bucket_TN[:, part], workers)
+        _hash_block(block_nE @ rotation_EE, places_TMV, bucket_TN[:, part], building)
     rows_TN = np.empty((tables, rows.num_rows), dtype=np.int32)
     starts_TJ = np.empty((tables, buckets + 1), dtype=np.int32)
     for table in range(tables):

@@ -1,5 +1,7 @@
 """The small rooms of the index: gathering, true scores, copies, duplicates, worker threads."""
 
+import os
+import sys
 import threading
 
 import numpy as np
@@ -12,7 +14,7 @@ from memory_store.mips.dense import first_copies
 from memory_store.mips.encode import copy_rows, encode, padded
 from memory_store.mips.oracle import exhaustive_search
 from memory_store.mips.rescore import score_pairs
-from memory_store.mips.workers import Workers
+from memory_store.mips.workers import Workers, builders
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 7, 8, 9, 64, 128, 129, 257, 1000, 8191, 8192, 8193, 20_001])
@@ -108,6 +110,19 @@ def test_an_error_in_a_worker_reaches_the_caller_after_all_have_stopped():
     with pytest.raises(ZeroDivisionError, match="worker 0"):
         Workers(3).run(task)
     assert sorted(stopped) == [1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_builders_give_way_and_nobody_else_does():
+    def niceness(_worker: int) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    seen: list[int] = []
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    builders(2).run(niceness)
+    Workers(2).run(niceness)
+    niceness(0)
+    assert seen == [min(own + 10, 19)] * 2 + [own] * 3
 
 
 def test_no_workers_are_refused():
