@@ -71,11 +71,12 @@ def builders(count: int) -> Workers:
 
 
 def give_way(niceness: int = _BUILDING) -> None:
-    """Lower the priority of this thread, and of those it starts, for good. Where threads have none, nothing happens."""
+    """Set the priority of this thread, and of those it starts, below that of the process, for good; once is enough.
+    Where threads have none, nothing happens."""
     if niceness and hasattr(os, "setpriority"):
-        thread = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + niceness, 19))
+            lower = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + niceness, 19)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), lower)
 
 
 class InTurn:
