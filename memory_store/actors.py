@@ -30,7 +30,6 @@ from memory_store.code_version import code_version
 from memory_store.draining import drained_nodes
 from memory_store.errors import ConfigError, HmnError, ShardUnavailable, VersionMismatch
 from memory_store.gpus import NO_GPUS, reserve_gpus
-from memory_store.mips.workers import give_way
 from memory_store.policy import Failure
 from memory_store.ray_session import ensure_ray
 from memory_store.shard import FoundFacts, FoundPlaces, FoundVectors, Shard, ShardConfig, ShardStats
@@ -87,7 +86,6 @@ class ShardActor:
 
     @ray.method(concurrency_group="load")
     def load(self, generation: int) -> int:
-        give_way()  # this thread, which does nothing else
         return self._shard.load(generation)
 
     @ray.method(concurrency_group="load")

@@ -14,9 +14,8 @@ one question and 6 ms to 128, twenty thousand 1.6 and 8 ms; beside a million, a 
 It is also the share of fresh rows at which a compaction is due, so nobody waits longer than just before one."""
 
 MOST_GONE = 0.25
-"""Rows of parts that are gone, for each row of an index. Like all dead rows they cost slots, for which a search asks
-beyond k: a quarter, scattered, costs 128 questions half as much again, two fifths twice as much; one question hardly
-notices either."""
+"""Rows of parts that are gone, for each row of an index. Like all dead rows they are scanned, take room, and cost an
+approximate index slots, for which a search asks beyond k."""
 
 MOST_DEAD = 0.5
 """Rows of a run that are dead, for each of its own: its exact search leaves them out, and scans them all the same."""

@@ -26,6 +26,7 @@ DeadRows = Mapping[str, NDArray[np.int64]]
 """Rows of facts parts that are deleted or overwritten, by the path of the part; see parts.dead_rows."""
 
 _FIRST_STAND_IN = -2  # -1 stands for no fact
+_FEW_ROWS = 1 << 17  # read before a search notices
 
 
 class Rows:
@@ -193,7 +194,7 @@ def _open_pieces(storage: Storage, pieces: Sequence[Piece], threads: int) -> lis
     def opened(piece: Piece) -> pa.Table:
         return open_part(storage, piece.vectors or piece.facts).slice(piece.start, piece.rows)
 
-    if threads == 1 or len(pieces) < 2:
+    if sum(piece.rows for piece in pieces) < _FEW_ROWS:
         return [opened(piece) for piece in pieces]
     with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="hmn-open", initializer=give_way) as pool:
         return list(pool.map(opened, pieces))

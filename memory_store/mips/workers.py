@@ -71,8 +71,10 @@ def builders(count: int) -> Workers:
 
 
 def give_way(niceness: int = _BUILDING) -> None:
-    """Set the priority of this thread, and of those it starts, below that of the process, for good; once is enough.
-    Where threads have none, nothing happens."""
+    """Set the priority of this thread below that of the process, for good; where threads have none, nothing happens.
+
+    Threads that it starts inherit it: none of them may be for searches.
+    """
     if niceness and hasattr(os, "setpriority"):
         with suppress(OSError):
             lower = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + niceness, 19)
