@@ -119,32 +119,48 @@ def _own_gpus() -> list[str]:
 
 
 class _RayCall:
-    def __init__(self, reference: Any, handle: "RayShardHandle") -> None:
+    def __init__(self, actor: Any, reference: Any) -> None:
+        self.actor = actor
         self.reference = reference
-        self._handle = handle
 
     def result(self, timeout_s: float) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return ray.get(self.reference, timeout=max(0.0, min(_LOOK_S, deadline - time.monotonic())))
-            except GetTimeoutError as late:
-                if time.monotonic() >= deadline:
-                    raise CallFailed(Failure.TIMED_OUT, f"no reply within {timeout_s:.3g} s") from late
-                self._handle.require_process()
-            except RayTaskError as raised:
-                if isinstance(raised.cause, HmnError):
-                    raise raised.cause from None
-                raise
-            except RayActorError as died:
-                raise _call_failed(died) from died
+        if not wait_for_actors([self], timeout_s):
+            raise CallFailed(Failure.TIMED_OUT, f"no reply within {timeout_s:.3g} s")
+        try:
+            return ray.get(self.reference, timeout=0)
+        except GetTimeoutError:
+            raise _died() from None
+        except RayTaskError as raised:
+            if isinstance(raised.cause, HmnError):
+                raise raised.cause from None
+            raise
+        except RayActorError as died:
+            raise _call_failed(died) from died
 
 
 def wait_for_actors(calls: Sequence[Any], timeout_s: float) -> Sequence[int]:
-    """The position of a call that ended; none if none has after timeout_s seconds."""
+    """Positions of calls that ended, or whose actor died and is being started again; none if there are none after
+    timeout_s seconds."""
     references = [call.reference for call in calls]
-    ended, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
-    return [references.index(reference) for reference in ended]
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        # Not ray.get: one that times out gives up what it has of a large reply from another node.
+        ended, _ = ray.wait(references, num_returns=1, timeout=min(_LOOK_S, left_s))
+        if ended:
+            return [references.index(reference) for reference in ended]
+        lost = [number for number, call in enumerate(calls) if _is_restarting(call.actor)]
+        if lost or left_s <= _LOOK_S:
+            return lost
+
+
+def _is_restarting(actor: Any) -> bool:
+    """Ray tells every process at once that an actor died, and fails the calls to it only up to two seconds later."""
+    return bool(actor._get_local_state() == ActorTableData.RESTARTING)
+
+
+def _died() -> CallFailed:
+    return CallFailed(Failure.RESTARTING, "its process died and is being started again")
 
 
 def _call_failed(error: RayActorError) -> CallFailed:
@@ -171,17 +187,13 @@ class RayShardHandle:
         self._actor = self._create()
 
     def start(self, method: str, *args: Any) -> Call:
-        self.require_process()
+        actor = self._actor
+        if _is_restarting(actor):
+            raise _died()
         try:
-            return _RayCall(getattr(self._actor, method).remote(*args), self)
+            return _RayCall(actor, getattr(actor, method).remote(*args))
         except RayActorError as died:
             raise _call_failed(died) from died
-
-    def require_process(self) -> None:
-        """Raise CallFailed while a process that died is being started again: Ray tells every process of that at once,
-        and fails the calls to it only up to two seconds later."""
-        if self._actor._get_local_state() == ActorTableData.RESTARTING:
-            raise CallFailed(Failure.RESTARTING, "its process died and is being started again")
 
     def replace(self) -> None:
         if self._shared is not None:  # shards that another job replaced or stopped must not come back

@@ -90,9 +90,10 @@ def pays(rows: int, *, beside: int, gone: int) -> bool:
 def runs(rows: Sequence[int]) -> list[tuple[int, int]]:
     """Which neighbours to index together, as (first, end), of what was written in this order, so many rows each.
 
-    A log-structured merge (O'Neil et al. 1996): a run and the three after it become one once those are as long as it.
-    So each is longer than the next three together, there are few of them, some log2 of how often something was
-    written, and as long as nothing but the end changes, a row is indexed again as seldom.
+    A log-structured merge (O'Neil et al. 1996): a run and the three after it become one once those are as long as it,
+    and one that is half as long as the next, or less, joins that. So each is longer than the next three together,
+    there are few of them, some log2 of how often something was written, and as long as nothing but the end changes, a
+    row is indexed again as seldom.
     """
     found: list[tuple[int, int, int]] = []
     for number, count in enumerate(rows):
@@ -104,6 +105,6 @@ def runs(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 def _one_run(lengths: Sequence[int]) -> int:
     """How many of the last runs, of these lengths, to make one; 0 for none."""
-    if len(lengths) > 1 and sum(lengths[-2:]) <= _SHORT_RUN:
+    if len(lengths) > 1 and (sum(lengths[-2:]) <= _SHORT_RUN or 2 * lengths[-2] <= lengths[-1]):
         return 2
     return _TOGETHER if len(lengths) == _TOGETHER and lengths[0] <= sum(lengths[1:]) else 0

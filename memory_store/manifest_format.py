@@ -93,7 +93,7 @@ def to_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
-@lru_cache(maxsize=4)  # of an upsert's steps, several read the generation that it changes
+@lru_cache(maxsize=2)  # of an upsert's steps, several read the generation that it changes
 def from_bytes(data: bytes, where: str, generation: int) -> Manifest:
     """Check everything about a manifest's text and return it; CorruptFile says what is wrong with the file `where`."""
     if len(data) > _MOST_MANIFEST_BYTES:

@@ -4,29 +4,36 @@ import ctypes
 import mmap
 import os
 import weakref
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 
 __all__ = ["map_file"]
 
-_libc = ctypes.CDLL(None, use_errno=True)  # calls of it let go of the interpreter's lock
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library, whose calls let go of the interpreter's lock."""
+    library = ctypes.CDLL(None, use_errno=True)
+    numbers = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong]
+    library.mmap.restype, library.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *numbers]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
 
 
 class _Mapping:
     """Mapped until nothing refers to it any more."""
 
     def __init__(self, descriptor: int, size: int) -> None:
-        address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
         if address == _FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         self.address = address
-        weakref.finalize(self, _libc.munmap, address, size).atexit = False
+        weakref.finalize(self, _libc().munmap, address, size).atexit = False
 
 
 def map_file(path: Path) -> pa.NativeFile:

@@ -207,7 +207,7 @@ def fact_ids_of(table: pa.Table) -> NDArray[np.int64]:
 
 
 def numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """A column of numbers without nulls, read-only; a view where it lies in one piece.
+    """A column of numbers without nulls, not to be written to; a view where it lies in one piece.
 
     By DLPack: Arrow's own conversion first imports pandas, which takes a third of a second of every shard's start.
     """

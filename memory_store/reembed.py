@@ -273,6 +273,7 @@ class _EmbedPart:
         """An array for the vectors of one part, until those of the next: memory that is new costs more than to fill it,
         and taking and giving it back part by part disturbs the searches beside."""
         if self._kept is None or self._kept.size < rows * dim or self._kept.dtype != DTYPES[dtype]:
+            self._kept = None  # before there is another one
             self._kept = np.empty(rows * dim, DTYPES[dtype])
         room_ND: StoredVectors = self._kept[: rows * dim].reshape(rows, dim)
         return room_ND

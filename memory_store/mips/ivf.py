@@ -82,13 +82,14 @@ def default_nprobe(nlist: int) -> int:
 
 def build_ivf(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Cluster the rows and store them list by list."""
-    workers, building = Workers(threads), builders(threads)
+    workers = Workers(threads)
     nlist, nprobe = _lists_and_probes(spec, vectors.num_rows)
     reduction_name = one_of(spec, "reduction", REDUCTIONS)
     codes = one_of(spec, "codes", CODES)
     levels = whole_number(spec, "levels", 1, most=2)
     if vectors.num_rows <= SMALL_ROWS:
         return ApproximateIndex(vectors, None, workers)
+    building = builders(threads)
     rows = ScaledRows(vectors)
     reduction = Reduction.of(reduction_name, rows)
     rng = np.random.default_rng(_SEED)

@@ -82,11 +82,12 @@ class PcaTreeSource(CandidateSource):
 
 def build_pca_tree(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Find the principal components of the reduced rows, and halve the rows level by level."""
-    workers, building = Workers(threads), builders(threads)
+    workers = Workers(threads)
     levels, leaves = _levels_and_leaves(spec, vectors.num_rows)
     codes = one_of(spec, "codes", CODES)
     if vectors.num_rows <= SMALL_ROWS:
         return ApproximateIndex(vectors, None, workers)
+    building = builders(threads)
     rows = ScaledRows(vectors)
     reduction = Reduction.of("cosine", rows)
     components_EH = _components(reduction, rows, levels)

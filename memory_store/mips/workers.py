@@ -1,6 +1,7 @@
 """Python threads that each compute on their own cores: far steadier under load than many threads inside one product."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ def give_way(niceness: int = _BUILDING) -> None:
 
     Threads that it starts inherit it: none of them may be for searches.
     """
-    if niceness and hasattr(os, "setpriority"):
+    if niceness and sys.platform == "linux":  # elsewhere it would be the number of a process
         with suppress(OSError):
             lower = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + niceness, 19)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), lower)

@@ -95,11 +95,12 @@ def bucket_numbers(vectors_nE: NDArray[np.float32], places_MV: NDArray[np.int64]
 
 def build_wta_hash(vectors: ShardVectors, spec: IndexSpec, threads: int) -> ApproximateIndex:
     """Hash every row into every table."""
-    workers, building = Workers(threads), builders(threads)
+    workers = Workers(threads)
     tables, window, hashes, scored = _settings(spec, vectors.num_rows)
     reduction_name = one_of(spec, "reduction", REDUCTIONS)
     if vectors.num_rows <= SMALL_ROWS:
         return ApproximateIndex(vectors, None, workers)
+    building = builders(threads)
     rows = ScaledRows(vectors)
     reduction = Reduction.of(reduction_name, rows)
     rng = np.random.default_rng(_SEED)

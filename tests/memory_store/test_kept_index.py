@@ -81,6 +81,7 @@ def test_four_writes_alike_become_one_run() -> None:
     assert runs(lengths[:3]) == [(0, 1), (1, 2), (2, 3)]
     assert runs(lengths[:4]) == [(0, 4)]
     assert runs(lengths[:9]) == [(0, 4), (4, 8), (8, 9)]
+    assert runs([9000, 9000, 2_000_000, 9000]) == [(0, 3), (3, 4)]  # they join what is indexed in any case
 
 
 @given(writes=st.lists(st.integers(1, 3000), min_size=1, max_size=300))
@@ -366,11 +367,14 @@ def test_a_write_indexes_what_it_writes_and_leaves_longer_runs_alone(start) -> N
     del model.rows[7], model.rows[ROWS + 6]
     assert runs_of(memory)[0][1] is long_run
     model.check(memory)
-    change(memory, model, range(ROWS + 100, ROWS + 170))
-    assert [rows for rows, _ in runs_of(memory)] == [64, 4, 70]
+    change(memory, model, range(ROWS + 100, ROWS + 170))  # which a run of less than half joins
+    assert [rows for rows, _ in runs_of(memory)] == [64, 4 + 70]
+    assert runs_of(memory)[0][1] is long_run
     model.check(memory)
-    change(memory, model, [4, 5])  # the three after the long run are longer than it: one run, without the dead
-    assert [rows for rows, _ in runs_of(memory)] == [64 - 2 + 4 + 70 + 2]
+    change(memory, model, range(ROWS + 200, ROWS + 240))
+    assert [rows for rows, _ in runs_of(memory)] == [64, 74, 40]
+    change(memory, model, range(ROWS + 300, ROWS + 325))  # the last three are longer than the first: one run
+    assert [rows for rows, _ in runs_of(memory)] == [64 - 2 + 74 + 40 + 25]
     model.check(memory)
 
 
