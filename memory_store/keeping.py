@@ -9,9 +9,10 @@ from memory_store.placement import Slice
 __all__ = ["MOST_BESIDE", "MOST_DEAD", "MOST_GONE", "Piece", "gaps", "pays", "pieces_of", "rows_of", "runs"]
 
 MOST_BESIDE = 0.1
-"""Rows searched exactly beside an index, for each of its own. Beside 100,000 rows of an `ivf`, a thousand add 1.2 ms to
-one question and 6 ms to 128, twenty thousand 1.6 and 8 ms; beside a million, a tenth takes one question from 3 to 5 ms.
-It is also the share of fresh rows at which a compaction is due, so nobody waits longer than just before one."""
+"""Rows searched exactly beside an index, for each of its own. Beside 100,000 rows of an `ivf` (D = 64), a thousand add
+0.7 ms to one question and 2.4 ms to 128, a tenth 0.8 and 9 ms; beside a million, a tenth takes one question from 1.2 to
+5.1 ms and 128 from 16 to 38. It is also the share of fresh rows at which a compaction is due, so nobody waits longer
+than just before one."""
 
 MOST_GONE = 0.25
 """Rows of parts that are gone, for each row of an index. Like all dead rows they are scanned, take room, and cost an
