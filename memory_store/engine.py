@@ -114,9 +114,10 @@ def check_engine(
         return 1.0
     queries_BD = _sample(storage, manifest)
     best: Sequence[PartialTopK] = []
+    workers = builders(1)
     for table in scan_vectors(storage, manifest):
         rows = ShardVectors(fact_ids_N=fact_ids_of(table), chunks=[vectors_of(table)], dim=manifest.dim)
-        found = search_dense(rows, queries_BD.astype(np.float64), _SAMPLE_K, builders(1))
+        found = search_dense(rows, queries_BD.astype(np.float64), _SAMPLE_K, workers)
         best = [merge([*best, found], _SAMPLE_K)]
     answer = engine.coordinator.search(served, queries_BD, _SAMPLE_K, deadline_s=deadline_s, partial=Partial.REFUSE)
     recall = recall_of(answer, best[0])
