@@ -75,7 +75,7 @@ class FewRows:
 
     def _search_some(self, queries_bD: NDArray[np.float64], k: int, live: LiveRows | None) -> PartialTopK:
         batch, slots = len(queries_bD), min(k, self._vectors.num_rows if live is None else live.count)
-        if slots == 0:
+        if slots == 0:  # all are dead: an answer of nothing
             return search_dense(self._vectors, queries_bD, k, self._workers, live)
         narrow = NarrowQueries(queries_bD, self._longest)
         products_bN = torch.mm(narrow.queries_BD, self._rows_ND.t())

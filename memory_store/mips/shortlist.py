@@ -123,12 +123,12 @@ def settle(
     queries_q = np.arange(len(queries_bD))
     shortlist.look_at_highest(k, queries_q)
     settled_b = shortlist.look_at_reaching(most_groups, queries_q)
-    left = most_groups
-    while not settled_b.all() and more_groups <= left:
+    allowance = most_groups  # of groups that raise the floor: beyond it, a scan in higher precision is cheaper
+    while not settled_b.all() and more_groups <= allowance:
         left_q = np.flatnonzero(~settled_b)
         shortlist.look_at_highest(more_groups, left_q)
         settled_b |= shortlist.look_at_reaching(most_groups, left_q)
-        left = left - more_groups if live is not None else 0
+        allowance = 0 if live is None else allowance - more_groups
         more_groups *= _MORE_FOR_DEAD_ROWS
     return Settled(
         answer=shortlist.answer(), settled_b=settled_b, looked_at_rows=shortlist.looked_at_groups * GROUP_ROWS

@@ -15,7 +15,7 @@ __all__ = ["InTurn", "Workers", "builders", "give_way"]
 
 Result = TypeVar("Result")
 
-_BUILDING = 10  # a thread that builds gets a tenth of a core that a search wants, too
+_BUILDING = 10  # about a tenth of a core that a search wants too; more where the process itself gives way, as on Ray
 
 _torch_settings = threading.Lock()  # torch.set_num_threads also writes a default of the whole process
 
